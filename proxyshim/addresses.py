@@ -1,0 +1,101 @@
+"""Addresses as we compare and convey them: folded, without zones.
+
+Every address that enters (from a socket, a PROXY header, a list) passes through here once,
+so that ``::ffff:192.0.2.1`` and ``192.0.2.1`` are the same client everywhere after.
+"""
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+Address = IPv4Address | IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One end of a TCP connection: a folded address and a port, 0 to 65535."""
+
+    address: Address
+    port: int
+
+    def __str__(self) -> str:
+        """Return ``192.0.2.1:25`` or ``[2001:db8::1]:25``."""
+        if self.address.version == 6:
+            return f"[{self.address}]:{self.port}"
+        return f"{self.address}:{self.port}"
+
+
+def fold_v4_mapped(address: Address) -> Address:
+    """Return the IPv4 address inside ``::ffff:a.b.c.d``; any other one as it is.
+
+    Nothing else is folded: ``64:ff9b::/96`` and ``::a.b.c.d`` are IPv6 addresses of their own.
+    """
+    if isinstance(address, IPv6Address):
+        return address.ipv4_mapped or address
+    return address
+
+
+def read_address(text: str) -> Address:
+    """Read an address as the kernel prints it, without its zone id, folded.
+
+    Raises ValueError when *text* is no address.
+    """
+    return fold_v4_mapped(ip_address(text.partition("%")[0]))
+
+
+def read_socket_address(sockaddr: object) -> Endpoint | None:
+    """Read what accept() and getsockname() return; None for a unix socket."""
+    if isinstance(sockaddr, tuple) and len(sockaddr) >= 2:
+        return Endpoint(read_address(sockaddr[0]), sockaddr[1])
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class SocketName:
+    """Where to listen or connect, as the configuration writes it.
+
+    One of: a unix socket's *path*; *host* (an address or a name) and *port*, 0 to 65535; the
+    *descriptor* that a socket unit of that name passes.
+    """
+
+    path: str = ""
+    host: str = ""
+    port: int = 0
+    descriptor: str = ""
+
+    def __str__(self) -> str:
+        """Return it as the configuration writes it."""
+        if self.path:
+            return f"unix:{self.path}"
+        if self.descriptor:
+            return f"systemd:{self.descriptor}"
+        return (
+            f"[{self.host}]:{self.port}"
+            if ":" in self.host
+            else f"{self.host}:{self.port}"
+        )
+
+
+_HOST_AND_PORT = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]+)):(0|[1-9][0-9]{0,4})")
+
+
+def read_socket_name(text: str) -> SocketName:
+    """Read ``unix:/path``, ``systemd:NAME``, ``host:port`` or ``[v6]:port``.
+
+    Raises ValueError, which says what was expected.
+    """
+    scheme, _, rest = text.partition(":")
+    if scheme == "unix":
+        if not rest.startswith("/"):
+            raise ValueError("expected an absolute path behind unix:")
+        return SocketName(path=rest)
+    if scheme == "systemd":
+        if not rest:
+            raise ValueError(
+                "expected a socket unit's FileDescriptorName behind systemd:"
+            )
+        return SocketName(descriptor=rest)
+    found = _HOST_AND_PORT.fullmatch(text)
+    if found is None or int(found[3]) > 65535:
+        raise ValueError('expected "address:port", "[v6 address]:port" or "unix:/path"')
+    return SocketName(host=found[1] or found[2], port=int(found[3]))

@@ -1,0 +1,94 @@
+"""The error tree, and the one list of reasons.
+
+The base class says whose fault it is, for that decides the reply, the log level and who is
+called: a ``PeerError`` is the other end's, a ``BackendError`` the mail server's, a
+``ConfigError`` the operator's.
+"""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a session was refused or ended.
+
+    The same word is the log value, the metric label and the heading in docs/runbook.md.
+    """
+
+    # The PROXY header (DESIGN of the listener: docs/explanation/design.md).
+    HEADER_TIMEOUT = "header_timeout"
+    HEADER_INCOMPLETE = "header_incomplete"
+    HEADER_UNRECOGNISED = "header_unrecognised"
+    HEADER_MALFORMED = "header_malformed"
+    HEADER_TOO_LONG = "header_too_long"
+    HEADER_BAD_VERSION = "header_bad_version"
+    HEADER_BAD_FAMILY = "header_bad_family"
+    HEADER_BAD_LENGTH = "header_bad_length"
+    HEADER_BAD_TLV = "header_bad_tlv"
+    HEADER_BAD_CHECKSUM = "header_bad_checksum"
+    HEADER_FORBIDDEN = "header_forbidden"
+
+    # Who the client is.
+    NO_CLIENT_ADDRESS = "no_client_address"
+    CLAIM_NOT_BELIEVED = "claim_not_believed"
+
+    # The SMTP dialogue.
+    XCLIENT_INJECTED = "xclient_injected"
+    XFORWARD_INJECTED = "xforward_injected"
+    PROXY_INJECTED = "proxy_injected"
+    BDAT_REFUSED = "bdat_refused"
+    STARTTLS_WITHHELD = "starttls_withheld"
+    AUTH_WITHHELD = "auth_withheld"
+    COMMAND_TOO_LONG = "command_too_long"
+    CONTROL_OCTET = "control_octet"
+    VERB_IN_AUTH = "verb_in_auth"
+    VERB_IN_CONTENT = "verb_in_content"
+    REPLY_UNASKED = "reply_unasked"
+    REPLY_OUT_OF_PLACE = "reply_out_of_place"
+    CLIENT_IDLE = "client_idle"
+
+    # The backend.
+    BACKEND_UNREACHABLE = "backend_unreachable"
+    BACKEND_TIMEOUT = "backend_timeout"
+    BACKEND_CLOSED = "backend_closed"
+    BACKEND_GREETING = "backend_greeting"
+    BACKEND_BAD_REPLY = "backend_bad_reply"
+    XCLIENT_NOT_OFFERED = "xclient_not_offered"
+    XCLIENT_REFUSED = "xclient_refused"
+    CLIENT_REFUSED = "client_refused"
+
+    # Ourselves.
+    OUT_OF_DESCRIPTORS = "out_of_descriptors"
+    SHUTDOWN = "shutdown"
+    INTERNAL_ERROR = "internal_error"
+
+
+class ShimError(Exception):
+    """Base of all that this program raises on purpose."""
+
+
+class PeerError(ShimError):
+    """The peer broke the protocol: reply if we may, then close."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        """Keep the *reason*, and the *detail*: one line, fact and limit, for the log."""
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+class ProxyHeaderError(PeerError):
+    """What the peer sent is not, and cannot become, a valid PROXY header."""
+
+
+class BackendError(ShimError):
+    """The MTA is unreachable, silent, or refused our XCLIENT: 421 to the client."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        """Keep the *reason*, and the *detail*: one line for the log."""
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+class ConfigError(ShimError):
+    """The configuration is wrong; the text names file, key, value and what was expected."""
