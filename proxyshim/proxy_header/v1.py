@@ -1,0 +1,96 @@
+"""The v1 PROXY header: one line of text (PROXY spec, 2.1).
+
+Three outcomes: the header and its octets; None, not yet; or ProxyHeaderError.  A line is judged
+when it ends, or at the longest that the spec allows.
+"""
+
+import re
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address
+
+from proxyshim.addresses import Address, Endpoint, fold_v4_mapped
+from proxyshim.errors import ProxyHeaderError, Reason
+from proxyshim.proxy_header.header import Command, Family, ProxyHeader, shortened
+
+V1_SIGNATURE = b"PROXY "
+
+# The longest line the spec can produce, CRLF included (2.1).  A peer still talking past it
+# is not a proxy, so stop reading rather than search for its CRLF.
+MAX_V1_OCTETS = 107
+
+# One space between fields, no sign and no leading zero in a decimal number, and no zone id:
+# int(), inet_aton() and ipaddress would each let more pass than the spec does.  How large
+# a number is and how many groups an IPv6 address has is left to the conversion.
+_NUMBER = rb"(?:0|[1-9][0-9]{0,2})"
+_IPV4 = b"(" + rb"\.".join([_NUMBER] * 4) + b")"
+# Dots, because dual-stack senders write ::ffff:192.0.2.1, which the spec's own text has not.
+_IPV6 = rb"([0-9A-Fa-f:.]{2,45})"
+_PORT = rb"(0|[1-9][0-9]{0,4})"
+_TCP4 = re.compile(b" ".join([b"PROXY TCP4", _IPV4, _IPV4, _PORT, _PORT]) + b"\r\n")
+_TCP6 = re.compile(b" ".join([b"PROXY TCP6", _IPV6, _IPV6, _PORT, _PORT]) + b"\r\n")
+_UNKNOWN = re.compile(rb"PROXY UNKNOWN(?: [^\n]*)?\r\n")
+MAX_PORT = 65535
+
+_UNKNOWN_HEADER = ProxyHeader(1, Command.UNKNOWN, Family.UNSPEC)
+
+
+def read_v1(data: bytes) -> tuple[ProxyHeader, int] | None:
+    """Read a v1 header at the start of *data*, which begins with the v1 signature.
+
+    Returns the header and the octets it took; None while the line has no end.  Raises
+    ProxyHeaderError.  A bare LF ends the line, too, and makes it invalid.
+    """
+    end = data.find(b"\n", 0, MAX_V1_OCTETS) + 1
+    if end == 0:
+        if len(data) < MAX_V1_OCTETS:
+            return None
+        raise ProxyHeaderError(
+            Reason.HEADER_TOO_LONG, f"v1 header exceeds {MAX_V1_OCTETS} octets"
+        )
+    header = _read_line(data[:end])
+    if header is None:
+        raise ProxyHeaderError(
+            Reason.HEADER_MALFORMED, f"v1 header is invalid: {shortened(data[:end])}"
+        )
+    return header, end
+
+
+def _read_line(line: bytes) -> ProxyHeader | None:
+    """Read a complete line, whatever its length; None when it is not valid."""
+    try:
+        if match := _TCP4.fullmatch(line):
+            return _tcp_header(Family.TCP4, _read_ipv4, match)
+        if match := _TCP6.fullmatch(line):
+            return _tcp_header(Family.TCP6, _read_ipv6, match)
+    except ValueError:
+        return None
+    return _UNKNOWN_HEADER if _UNKNOWN.fullmatch(line) else None
+
+
+def _tcp_header(
+    family: Family, read_address: Callable[[bytes], Address], match: re.Match[bytes]
+) -> ProxyHeader:
+    source, destination, source_port, destination_port = match.groups()
+    return ProxyHeader(
+        1,
+        Command.PROXY,
+        family,
+        Endpoint(read_address(source), _read_port(source_port)),
+        Endpoint(read_address(destination), _read_port(destination_port)),
+    )
+
+
+def _read_ipv4(text: bytes) -> IPv4Address:
+    # Twice as quick as IPv4Address(str), for the pattern has done most of its work.
+    return IPv4Address(bytes(map(int, text.split(b"."))))
+
+
+def _read_ipv6(text: bytes) -> Address:
+    return fold_v4_mapped(IPv6Address(text.decode("ascii")))
+
+
+def _read_port(text: bytes) -> int:
+    port = int(text)
+    if port > MAX_PORT:
+        raise ValueError(port)
+    return port

@@ -1,0 +1,192 @@
+"""The v2 PROXY header: sixteen octets, addresses, TLVs (PROXY spec, 2.2).
+
+Three outcomes: the header and its octets; None, not yet; or ProxyHeaderError, raised with
+the first octet that makes it certain, so that a length field of 65,535 never has to be
+waited for.
+"""
+
+from ipaddress import IPv4Address, IPv6Address
+from struct import Struct
+from typing import NamedTuple
+
+from proxyshim.addresses import Endpoint, fold_v4_mapped
+from proxyshim.errors import ProxyHeaderError, Reason
+from proxyshim.proxy_header.header import Command, Family, ProxyHeader
+from proxyshim.proxy_header.tlv import Tlv, check_crc32c, read_tlvs
+
+V2_SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
+
+FIXED_OCTETS = 16
+VERSION_COMMAND_AT = len(V2_SIGNATURE)
+
+# Version 2 in the high half of the octet, command in the low one.
+_LOCAL, _PROXY = _COMMANDS = (0x20, 0x21)
+
+_IPV4_BLOCK = Struct("!IIHH")
+_IPV6_BLOCK = Struct("!16s16sHH")
+_UNIX_BLOCK = Struct("!108s108s")
+
+
+class _Form(NamedTuple):
+    """What a family octet says about the rest of a PROXY header."""
+
+    command: Command
+    family: Family
+    address_octets: int
+
+
+# Family in the high half of the octet, protocol in the low one; what is absent is invalid.
+# An unspecified half is valid and conveys nothing, though the addresses take their room.
+# Datagrams cannot be what this connection carries: their addresses are never taken.
+_FORMS = {
+    0x00: _Form(Command.UNSPEC, Family.UNSPEC, 0),
+    0x01: _Form(Command.UNSPEC, Family.UNSPEC, 0),
+    0x02: _Form(Command.UNSPEC, Family.UNSPEC, 0),
+    0x10: _Form(Command.UNSPEC, Family.UNSPEC, _IPV4_BLOCK.size),
+    0x11: _Form(Command.PROXY, Family.TCP4, _IPV4_BLOCK.size),
+    0x12: _Form(Command.UNSPEC, Family.UDP4, _IPV4_BLOCK.size),
+    0x20: _Form(Command.UNSPEC, Family.UNSPEC, _IPV6_BLOCK.size),
+    0x21: _Form(Command.PROXY, Family.TCP6, _IPV6_BLOCK.size),
+    0x22: _Form(Command.UNSPEC, Family.UDP6, _IPV6_BLOCK.size),
+    0x30: _Form(Command.UNSPEC, Family.UNSPEC, _UNIX_BLOCK.size),
+    0x31: _Form(Command.PROXY, Family.UNIX, _UNIX_BLOCK.size),
+    0x32: _Form(Command.PROXY, Family.UNIXDGRAM, _UNIX_BLOCK.size),
+}
+
+# "The family is ignored" in a LOCAL header (2.2), and so is the block, whatever its shape.
+_LOCAL_FORM = _Form(Command.LOCAL, Family.UNSPEC, 0)
+
+
+def read_v2(data: bytes, max_octets: int) -> tuple[ProxyHeader, int] | None:
+    """Read a v2 header at the start of *data*, which begins with the v2 signature.
+
+    Returns the header and the octets it took; None while more are needed, that is 16 plus
+    the declared length (big-endian), of which *max_octets* are allowed.  Raises
+    ProxyHeaderError.  Never reads beyond it.
+    """
+    fields = data[VERSION_COMMAND_AT:FIXED_OCTETS]
+    if not fields:
+        return None
+    _check_version_and_command(fields[0])
+    if len(fields) < 2:
+        return None
+    form = _LOCAL_FORM if fields[0] == _LOCAL else _read_form(fields[1])
+    if len(fields) < 4:
+        return None
+    declared = fields[2] << 8 | fields[3]
+    _check_length(declared, form, max_octets)
+    end = FIXED_OCTETS + declared
+    if len(data) < end:
+        return None
+    return _read_body(data[:end], form), end
+
+
+def _check_version_and_command(octet: int) -> None:
+    if octet in _COMMANDS:
+        return
+    if octet >> 4 != 2:
+        raise ProxyHeaderError(
+            Reason.HEADER_BAD_VERSION, f"v2 header has version {octet >> 4}, needs 2"
+        )
+    raise ProxyHeaderError(
+        Reason.HEADER_MALFORMED,
+        f"v2 header has command {octet & 0x0F}, neither LOCAL (0) nor PROXY (1)",
+    )
+
+
+def _read_form(octet: int) -> _Form:
+    if (form := _FORMS.get(octet)) is None:
+        raise ProxyHeaderError(
+            Reason.HEADER_BAD_FAMILY,
+            f"v2 header has family and protocol 0x{octet:02x}, unknown",
+        )
+    return form
+
+
+def _check_length(declared: int, form: _Form, max_octets: int) -> None:
+    if declared > max_octets:
+        raise ProxyHeaderError(
+            Reason.HEADER_TOO_LONG,
+            f"v2 header declares {declared} octets, limit {max_octets}",
+        )
+    if declared < form.address_octets:
+        raise ProxyHeaderError(
+            Reason.HEADER_BAD_LENGTH,
+            f"v2 header declares {declared} octets,"
+            f" its addresses need {form.address_octets}",
+        )
+
+
+def _read_body(header: bytes, form: _Form) -> ProxyHeader:
+    command, family, address_octets = form
+    if family is Family.UNSPEC:
+        return ProxyHeader(2, command, family, tlvs=_tlvs_if_any(header, form))
+    tlvs_at = FIXED_OCTETS + address_octets
+    tlvs: tuple[Tlv, ...] = ()
+    if len(header) > tlvs_at:
+        tlvs = read_tlvs(header[tlvs_at:])
+        check_crc32c(header, tlvs, tlvs_at)
+    if command is Command.UNSPEC:
+        return ProxyHeader(2, command, family, tlvs=tlvs)
+    if address_octets == _UNIX_BLOCK.size:
+        return _unix_header(header, family, tlvs)
+    return _tcp_header(header, family, tlvs)
+
+
+def _tcp_header(header: bytes, family: Family, tlvs: tuple[Tlv, ...]) -> ProxyHeader:
+    source: IPv4Address | IPv6Address
+    destination: IPv4Address | IPv6Address
+    if family is Family.TCP4:
+        block = _IPV4_BLOCK.unpack_from(header, FIXED_OCTETS)
+        source, destination = IPv4Address(block[0]), IPv4Address(block[1])
+    else:
+        block = _IPV6_BLOCK.unpack_from(header, FIXED_OCTETS)
+        source = fold_v4_mapped(IPv6Address(block[0]))
+        destination = fold_v4_mapped(IPv6Address(block[1]))
+    return ProxyHeader(
+        2,
+        Command.PROXY,
+        family,
+        Endpoint(source, block[2]),
+        Endpoint(destination, block[3]),
+        tlvs=tlvs,
+    )
+
+
+def _unix_header(header: bytes, family: Family, tlvs: tuple[Tlv, ...]) -> ProxyHeader:
+    source, destination = _UNIX_BLOCK.unpack_from(header, FIXED_OCTETS)
+    return ProxyHeader(
+        2,
+        Command.PROXY,
+        family,
+        source_path=source.partition(b"\x00")[0],
+        destination_path=destination.partition(b"\x00")[0],
+        tlvs=tlvs,
+    )
+
+
+def _tlvs_if_any(header: bytes, form: _Form) -> tuple[Tlv, ...]:
+    """Read the TLVs of a header without addresses, in so far as there are any.
+
+    The rest of such a header may be anything, and is to be skipped (2.2).  For the log it
+    is read as TLVs where they fill it: some load balancers put them at octet 16 of a LOCAL
+    header even when its family octet promises addresses first.  An address block of
+    zeros would pass for TLVs of the unassigned type 0.
+    """
+    tlvs_at = FIXED_OCTETS + form.address_octets
+    block = header[tlvs_at:]
+    if block.startswith(b"\x00"):
+        return ()
+    try:
+        tlvs = read_tlvs(block)
+    except ProxyHeaderError:
+        return ()
+    try:
+        check_crc32c(header, tlvs, tlvs_at)
+    except ProxyHeaderError:
+        # A LOCAL header is valid whatever its body holds; a PROXY header must not be
+        # accepted with a wrong checksum (2.2.3), not even when it conveys nothing.
+        if form.command is Command.LOCAL:
+            return ()
+        raise
+    return tlvs
