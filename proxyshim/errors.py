@@ -56,6 +56,11 @@ class Reason(StrEnum):
     XCLIENT_REFUSED = "xclient_refused"
     CLIENT_REFUSED = "client_refused"
 
+    # Limits.
+    TOO_MANY_SESSIONS = "too_many_sessions"
+    TOO_MANY_CONNECTIONS = "too_many_connections"
+    TOO_MANY_FROM_CLIENT = "too_many_from_client"
+
     # Ourselves.
     OUT_OF_DESCRIPTORS = "out_of_descriptors"
     SHUTDOWN = "shutdown"

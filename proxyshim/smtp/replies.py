@@ -1,0 +1,138 @@
+"""Replies: reading the backend's, and every text that we ever send.
+
+``ReplyParser.next`` has three outcomes: a whole reply; None, not yet; or a BackendError.
+Source: RFC 5321, 4.2 (grammar) and RFC 3463 (enhanced codes).
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from proxyshim.errors import BackendError, Reason
+from proxyshim.smtp.lines import lines_of
+
+# RFC 5321 allows 512; servers that list many things in one line send more.
+MAX_REPLY_LINE_OCTETS: Final = 16_384
+MAX_REPLY_OCTETS: Final = 262_144
+
+_REPLY_LINE = re.compile(rb"[2-5][0-9]{2}(-| |\r?\n)")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole reply: its code, and its octets as they came, line ends and all."""
+
+    code: int
+    raw: bytes
+
+    @property
+    def positive(self) -> bool:
+        """Tell whether the command was completed: 2yz (RFC 5321, 4.2.1)."""
+        return 200 <= self.code <= 299
+
+    @property
+    def lines(self) -> list[bytes]:
+        """Return the text of each line, without code, separator and line end."""
+        return [line[4:].rstrip(b"\r\n") for line in lines_of(self.raw)]
+
+    def excerpt(self, max_characters: int = 200) -> str:
+        """Return it on one line, printable, for a log."""
+        text = b" / ".join(self.raw.splitlines()).decode("ascii", "backslashreplace")
+        printable = "".join(c if c.isprintable() else "?" for c in text)
+        return printable[:max_characters]
+
+
+class ReplyParser:
+    """Cuts what the backend sends into replies."""
+
+    __slots__ = ("_buffer", "_scanned")
+
+    def __init__(self) -> None:
+        """Start at a reply boundary."""
+        self._buffer = b""
+        self._scanned = 0  # where the first line not yet looked at starts
+
+    def feed(self, data: bytes) -> None:
+        """Take what was received."""
+        self._buffer = self._buffer + data if self._buffer else data
+
+    @property
+    def at_boundary(self) -> bool:
+        """Tell whether nothing of an unfinished reply is held."""
+        return not self._buffer
+
+    def next(self) -> Reply | None:
+        """Return the next whole reply, None while more octets are needed.
+
+        Raises BackendError when a line is no reply line, or one or all are too long.
+        """
+        buffer = self._buffer
+        while (end := buffer.find(b"\n", self._scanned) + 1) > 0:
+            start, self._scanned = self._scanned, end
+            separator = _read_line(buffer, start, end)
+            if separator != b"-":
+                self._buffer, self._scanned = buffer[end:], 0
+                return Reply(int(buffer[start : start + 3]), buffer[:end])
+        if len(buffer) - self._scanned > MAX_REPLY_LINE_OCTETS:
+            raise _bad(f"reply line exceeds {MAX_REPLY_LINE_OCTETS} octets")
+        if len(buffer) > MAX_REPLY_OCTETS:
+            raise _bad(f"reply exceeds {MAX_REPLY_OCTETS} octets")
+        return None
+
+    def take_rest(self) -> bytes:
+        """Give up what is held: the stream is not made of replies any more."""
+        rest, self._buffer, self._scanned = self._buffer, b"", 0
+        return rest
+
+
+def _read_line(buffer: bytes, start: int, end: int) -> bytes:
+    """Return what stands behind the code of one line: "-" when more lines follow."""
+    found = _REPLY_LINE.match(buffer, start, end)
+    if found is None:
+        raise _bad(f"not a reply line: {buffer[start : min(end, start + 60)]!r}")
+    if end - start > MAX_REPLY_LINE_OCTETS:
+        raise _bad(f"reply line exceeds {MAX_REPLY_LINE_OCTETS} octets")
+    return found[1]
+
+
+def _bad(detail: str) -> BackendError:
+    return BackendError(Reason.BACKEND_BAD_REPLY, detail)
+
+
+# What we send.  Never a 5yz that ends a session: a fault of ours must delay mail, not
+# bounce it.  They tell a stranger no more than it needs; the log has the rest.
+
+# The PROXY header.
+HEADER_TIMED_OUT: Final = b"421 4.4.2 PROXY timed out\r\n"
+HEADER_REFUSED: Final = b"421 4.7.1 PROXY header expected, closing\r\n"
+
+
+def header_forbidden(address: str) -> bytes:
+    """Return the reply to a peer at *address* that is not listed and sends PROXY."""
+    return b"421 4.7.1 PROXY not allowed from [%s]\r\n" % address.encode("ascii")
+
+
+# Check-only sessions.
+NO_CLIENT_ADDRESS: Final = b"421 4.7.1 no client address in the PROXY header\r\n"
+CLAIM_NOT_BELIEVED: Final = b"421 4.7.1 claimed address not believed\r\n"
+
+# Commands that are not for clients.
+NOT_AUTHORIZED: Final = b"550 5.7.0 Error: insufficient authorization\r\n"
+PROXY_UNWELCOME: Final = b"421 4.7.1 PROXY not allowed here\r\n"
+CHUNKING_UNAVAILABLE: Final = b"502 5.5.1 BDAT not available, closing\r\n"
+TLS_UNAVAILABLE: Final = b"454 4.7.0 TLS not available\r\n"
+AUTH_UNAVAILABLE: Final = b"454 4.7.0 Authentication not available here\r\n"
+
+# Dialogue errors that end a session.
+LINE_TOO_LONG: Final = b"421 4.5.2 Command line too long, closing\r\n"
+CONTROL_OCTET: Final = b"421 4.5.2 Control octet in a command, closing\r\n"
+COMMAND_OUT_OF_PLACE: Final = b"421 4.7.0 Command not allowed here, closing\r\n"
+OUT_OF_STEP: Final = b"421 4.3.0 Lost step with the mail server, closing\r\n"
+
+# The backend, and ourselves.
+BACKEND_UNAVAILABLE: Final = b"421 4.3.0 Mail server not available, try again later\r\n"
+BACKEND_LOST: Final = b"421 4.3.0 Connection to the mail server lost\r\n"
+CLIENT_TOO_SLOW: Final = b"421 4.4.2 Timeout exceeded\r\n"
+SHUTTING_DOWN: Final = b"421 4.3.2 Service shutting down, try again later\r\n"
+TOO_MANY: Final = b"421 4.7.0 Too many connections, try again later\r\n"
+FAILED: Final = b"421 4.3.0 Internal error, try again later\r\n"

@@ -1,0 +1,61 @@
+"""A client, a guard and a model backend, and the network between them.
+
+The network is where timing lives: what the guard sends on reaches the backend at once, but its
+replies wait until the test lets them through, whole or in part.
+"""
+
+from proxyshim.smtp.guard import Guard, Rules
+from tests.property.guard_models import Backend, Kind
+
+
+class Network:
+    """One session."""
+
+    def __init__(self, kind: Kind, rules: Rules | None = None) -> None:
+        """Begin behind the greeting."""
+        self.guard = Guard(rules or Rules())
+        self.backend = Backend(kind)
+        self.at_client = b""
+        self.at_backend = b""
+        self._partial = b""  # what was not let through yet of a reply
+
+    def send(self, octets: bytes) -> None:
+        """Let the client send."""
+        self.guard.from_client(octets)
+        self._settle()
+
+    def deliver(self, count: int = 1) -> None:
+        """Let *count* replies through, or what is left of one that came in part."""
+        octets, self._partial = self._partial, b""
+        for _ in range(count - bool(octets)):
+            if not self.backend.replies:
+                break
+            octets += self.backend.replies.pop(0)
+        self._pass(octets)
+
+    def deliver_octets(self, count: int) -> None:
+        """Let that many octets of replies through."""
+        while len(self._partial) < count and self.backend.replies:
+            self._partial += self.backend.replies.pop(0)
+        octets, self._partial = self._partial[:count], self._partial[count:]
+        self._pass(octets)
+
+    def deliver_all(self) -> None:
+        """Let replies through until none is left, nor comes."""
+        while self._partial or self.backend.replies:
+            self.deliver(len(self.backend.replies) + 1)
+
+    def _pass(self, octets: bytes) -> None:
+        if octets:
+            self.guard.from_backend(octets)
+            self._settle()
+
+    def _settle(self) -> None:
+        guard = self.guard
+        to_backend = b"".join(guard.to_backend)
+        self.at_backend += to_backend
+        self.at_client += b"".join(guard.to_client)
+        guard.to_backend.clear()
+        guard.to_client.clear()
+        if to_backend and not self.backend.closed:
+            self.backend.feed(to_backend)

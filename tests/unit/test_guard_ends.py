@@ -1,0 +1,554 @@
+"""Ends: whose word is the last, what is still delivered, and what is bounded."""
+
+from collections.abc import Callable
+
+import pytest
+
+from proxyshim.errors import BackendError, Reason
+from proxyshim.smtp import replies
+from proxyshim.smtp.dialogue import MAX_OWED
+from proxyshim.smtp.guard import MAX_HELD_OCTETS, Guard, Mode, Rules, Transaction
+from proxyshim.smtp.relaxed import MAX_UNSETTLED_OCTETS
+from tests.unit.transcripts import CONTENT, RELAXED, STRICT, plays, table
+
+DRAIN = {
+    "between commands": """
+        !! drain
+        <- {SHUTTING_DOWN}
+        :: can-quit
+        END shutdown
+        """,
+    "behind what is owed": """
+        C> NOOP
+        C> RSET
+
+        !! drain
+        :: ending stops-reading cannot-quit
+
+        B< 250 ok
+
+        B< 250 ok
+        <- {SHUTTING_DOWN}
+        :: can-quit
+        END shutdown
+        """,
+    "the client is not heard any more": """
+        C> NOOP
+
+        !! drain
+
+        C| QUIT
+
+        B< 250 ok
+        <- {SHUTTING_DOWN}
+        END shutdown
+
+        C| QUIT
+        END shutdown
+
+        B| 221 bye
+        END shutdown
+        """,
+    "what was held never passes": """
+        C> NOOP
+        C| EHLO c
+
+        !! drain
+
+        B< 250 ok
+        <- {SHUTTING_DOWN}
+        END shutdown
+        """,
+    "behind a final dot": CONTENT
+    + """
+        C> .
+
+        !! drain
+        :: ending final_reply
+
+        B< 250 queued
+        <- {SHUTTING_DOWN}
+        :: idle accepted=1 can-quit
+        END shutdown
+        """,
+    "behind a reply of ours": """
+        C> NOOP
+        C| XCLIENT
+        :: refused xclient_injected
+
+        !! drain
+
+        B< 250 ok
+        <- {NOT_AUTHORIZED}
+        <- {SHUTTING_DOWN}
+        END shutdown
+        """,
+    "in content a QUIT would be content": CONTENT
+    + """
+        C> Subject: a
+
+        !! drain
+        <- {SHUTTING_DOWN}
+        :: cannot-quit
+        END shutdown
+        """,
+    "the first of two counts": """
+        !! drain
+        <- {SHUTTING_DOWN}
+        END shutdown
+
+        !! drain
+        END shutdown
+        """,
+    "the backend goes while a reply is owed": """
+        C> NOOP
+        C> RSET
+
+        !! drain
+        :: ending
+
+        B< 250 ok
+
+        !! the backend closes
+        <- {SHUTTING_DOWN}
+        END shutdown
+        """,
+}
+
+BACKEND_CLOSES = {
+    "without a word": """
+        !! the backend closes
+        <- {BACKEND_LOST}
+        END backend_closed
+        """,
+    "one reply of ours stands for all that are owed": """
+        C> MAIL FROM:<>
+        C> RCPT TO:<b@b.example>
+        C| XCLIENT
+        :: refused xclient_injected
+
+        B< 250 ok
+
+        !! the backend closes
+        <- {BACKEND_LOST}
+        END backend_closed
+        """,
+    "half a reply is not delivered": """
+        C> NOOP
+
+        B| 250-o
+
+        !! the backend closes
+        <- {BACKEND_LOST}
+        END backend_closed
+        """,
+    "in content": CONTENT
+    + """
+        C> Subject: a
+
+        !! the backend closes
+        <- {BACKEND_LOST}
+        :: cannot-quit
+        END backend_closed
+        """,
+    "before the answer to a final dot": CONTENT
+    + """
+        C> .
+
+        !! the backend closes
+        <- {BACKEND_LOST}
+        :: accepted=0
+        END backend_closed
+        """,
+    "behind the client's own end": """
+        C> NOOP
+
+        !! the client closes
+
+        B< 250 ok
+
+        !! the backend closes
+        """,
+    "behind the client's own end while a reply is owed": """
+        C> NOOP
+
+        !! the client closes
+
+        !! the backend closes
+        <- {BACKEND_LOST}
+        END backend_closed
+        """,
+    "behind a 221": """
+        C> QUIT
+
+        B< 221 bye
+
+        !! the backend closes
+        """,
+    "behind a 421": """
+        C> MAIL FROM:<>
+
+        B< 421 too many connections
+
+        !! the backend closes
+        """,
+}
+
+TIMEOUT = {
+    "a reply does not come": """
+        C> NOOP
+        :: awaits-backend
+
+        !! timeout
+        <- {BACKEND_LOST}
+        END backend_timeout
+        """,
+    "behind an end of ours": """
+        C> NOOP
+        C| PROXY UNKNOWN
+        :: refused proxy_injected
+        :: ending
+
+        !! timeout
+        <- {PROXY_UNWELCOME}
+        END proxy_injected
+        """,
+}
+
+CLIENT_CLOSES = {
+    "all it sent was sent on": """
+        C> QUIT
+
+        !! the client closes
+        :: drained awaits-backend
+
+        B< 221 bye
+        """,
+    "what waits is still sent on": """
+        C> EHLO c
+        C| NOOP
+        C| "RSE"
+
+        !! the client closes
+        :: not-drained
+
+        B< 250 mx
+        -> NOOP
+        :: drained
+
+        B< 250 ok
+        :: can-quit
+        """,
+    "content that was not ended stays so": CONTENT
+    + """
+        C> "Subject: a\\r\\n.\\r"
+
+        !! the client closes
+        :: drained content cannot-quit
+        """,
+}
+
+CAN_QUIT = {
+    "behind an EHLO's reply": STRICT + ":: can-quit",
+    "not while a reply is owed": "C> NOOP\n:: cannot-quit",
+    "not in content": CONTENT + ":: cannot-quit",
+    "in an envelope": "C> MAIL FROM:<>\n\nB< 250 ok\n:: envelope can-quit",
+    "not for an AUTH answer": STRICT
+    + """
+        C> AUTH LOGIN
+
+        B< 334 VXNlcm5hbWU6
+        :: cannot-quit idle
+
+        !! drain
+        <- {SHUTTING_DOWN}
+        :: cannot-quit
+        END shutdown
+        """,
+    "not in a line that passed in part": RELAXED + 'C> "NOO"\n:: cannot-quit',
+    "not in a chunk": RELAXED + 'C> "BDAT 3\\r\\na"\n\nB< 503 no\n:: cannot-quit',
+    "not behind a lost step": """
+        C> RCPT TO:<b@b.example>
+
+        B< 354 go on
+        <- {OUT_OF_STEP}
+        :: cannot-quit
+        END reply_out_of_place
+        """,
+}
+
+TRANSACTION = {
+    "MAIL begins one": """
+        C> MAIL FROM:<>
+        :: envelope
+
+        B< 250 ok
+        :: envelope
+        """,
+    "a refused MAIL does not": """
+        C> MAIL FROM:<>
+
+        B< 550 no
+        :: idle
+        """,
+    "a second MAIL that is refused changes nothing": """
+        C> MAIL FROM:<>
+        C> MAIL FROM:<>
+
+        B< 250 ok
+        B< 503 nested
+        :: envelope
+        """,
+    "a refused one before another": """
+        C> MAIL FROM:<>
+        C> MAIL FROM:<>
+
+        B< 550 no
+        :: envelope
+        B< 250 ok
+        :: envelope
+        """,
+    "RSET ends it": """
+        C> MAIL FROM:<>
+        C> RSET
+
+        B< 250 ok
+        :: envelope
+
+        B< 250 ok
+        :: idle
+        """,
+    "RSET before another MAIL": """
+        C> MAIL FROM:<>
+        C> RSET
+        C> MAIL FROM:<>
+
+        B< 250 ok
+        B< 250 ok
+        :: envelope
+
+        B< 550 no
+        :: idle
+        """,
+    "EHLO ends it": """
+        C> MAIL FROM:<>
+
+        B< 250 ok
+
+        C> EHLO c
+        :: envelope
+
+        B< 250 mx
+        :: idle
+        """,
+    "a refused DATA does not": """
+        C> MAIL FROM:<>
+        C> DATA
+
+        B< 250 ok
+        B< 554 no valid recipients
+        :: envelope
+        """,
+    "a whole one": CONTENT
+    + """
+        C> Subject: a
+        :: content accepted=0
+
+        C> .
+        :: final_reply
+
+        B< 250 queued
+        :: idle accepted=1
+        """,
+    "two of them": CONTENT
+    + """
+        C> .
+
+        B< 451 later
+        :: idle accepted=0
+        """
+    + CONTENT
+    + """
+        C> .
+
+        B< 250 queued
+        :: idle accepted=1
+        """,
+}
+
+
+@table(DRAIN)
+def test_an_end_of_ours_overtakes_nothing(transcript: str) -> None:
+    plays(transcript)
+    if "EHLO" not in transcript:
+        plays(RELAXED + transcript)
+
+
+@table(BACKEND_CLOSES)
+def test_the_backend_closes(transcript: str) -> None:
+    plays(transcript)
+    plays(RELAXED + transcript)
+
+
+@table(TIMEOUT)
+def test_what_is_owed_will_not_come(transcript: str) -> None:
+    plays(transcript)
+    plays(RELAXED + transcript)
+
+
+@table(CLIENT_CLOSES)
+def test_the_client_closes(transcript: str) -> None:
+    plays(transcript)
+
+
+@table(CAN_QUIT)
+def test_a_quit_is_sent_only_where_it_means_quit(transcript: str) -> None:
+    plays(transcript)
+
+
+@table(TRANSACTION)
+def test_where_the_transaction_stands(transcript: str) -> None:
+    plays(transcript)
+    plays(RELAXED + transcript)
+
+
+# Bounds.
+
+
+def relaxed() -> Guard:
+    guard = Guard(Rules())
+    guard.from_client(b"EHLO c\r\n")
+    guard.from_backend(b"250-mx\r\n250 CHUNKING\r\n")
+    assert guard.mode is Mode.RELAXED
+    return emptied(guard)
+
+
+def strict() -> Guard:
+    return Guard(Rules())
+
+
+def emptied(guard: Guard) -> Guard:
+    guard.to_backend.clear()
+    guard.to_client.clear()
+    return guard
+
+
+def sent(guard: Guard) -> bytes:
+    octets = b"".join(guard.to_backend)
+    guard.to_backend.clear()
+    return octets
+
+
+@pytest.mark.parametrize("start", [strict, relaxed])
+def test_no_more_commands_are_sent_on_than_replies_may_be_owed(
+    start: Callable[[], Guard],
+) -> None:
+    guard = start()
+    guard.from_client(b"NOOP\r\n" * (MAX_OWED + 500) + b"XCLI")
+    assert sent(guard) == b"NOOP\r\n" * MAX_OWED
+    assert not guard.wants_client
+    guard.from_backend(b"250 ok\r\n")
+    assert sent(guard) == b"NOOP\r\n"
+    assert not guard.wants_client
+    guard.from_backend(b"250 ok\r\n" * 600)
+    assert sent(guard) == b"NOOP\r\n" * 499
+    assert guard.wants_client
+    guard.from_client(b"ENT\r\n")
+    assert sent(guard) == b""
+    guard.from_backend(b"250 ok\r\n" * 899)
+    assert not guard.awaits_backend
+    delivered = b"".join(guard.to_client)
+    assert delivered == b"250 ok\r\n" * 1500 + replies.NOT_AUTHORIZED
+
+
+@pytest.mark.parametrize("start", [strict, relaxed])
+def test_replies_of_ours_count_among_those_owed(start: Callable[[], Guard]) -> None:
+    guard = start()
+    guard.from_client(b"NOOP\r\n" + b"XCLIENT\r\n" * 2 * MAX_OWED)
+    assert not guard.wants_client
+    assert len(guard.refused) == MAX_OWED - 1
+    guard.from_backend(b"250 ok\r\n")
+    assert guard.wants_client
+    assert b"".join(guard.to_client).count(replies.NOT_AUTHORIZED) == 2 * MAX_OWED
+
+
+def test_a_client_is_not_read_while_too_many_commands_are_held() -> None:
+    guard = strict()
+    guard.from_client(b"EHLO c\r\n")
+    for _ in range(6):
+        guard.from_client(b"NOOP " + b"x" * 9993 + b"\r\n")
+        assert guard.wants_client
+    guard.from_client(b"NOOP " + b"x" * 9993 + b"\r\n")
+    assert not guard.wants_client
+    assert sent(guard) == b"EHLO c\r\n"
+    guard.from_backend(b"250 mx\r\n")
+    assert guard.wants_client
+    assert MAX_HELD_OCTETS <= len(sent(guard)) < MAX_HELD_OCTETS + 10_000
+
+
+def test_of_an_endless_line_that_will_be_refused_only_the_start_is_held() -> None:
+    guard = relaxed()
+    guard.from_client(b"XCLIENT ")
+    for _ in range(10):
+        guard.from_client(b"x" * 10_000)
+        assert guard.wants_client
+    guard.from_client(b"\r\nNOOP\r\n")
+    assert sent(guard) == b"NOOP\r\n"
+    assert b"".join(guard.to_client) == replies.NOT_AUTHORIZED
+
+
+def test_who_sends_much_behind_a_data_is_not_followed_any_further() -> None:
+    guard = relaxed()
+    guard.from_client(b"DATA\r\n" + b"x" * MAX_UNSETTLED_OCTETS)
+    assert guard.mode is Mode.RELAXED
+    guard.from_client(b"y")
+    assert guard.is_opaque
+    assert sent(guard) == b"DATA\r\n" + b"x" * MAX_UNSETTLED_OCTETS + b"y"
+
+
+def test_so_is_who_sends_too_many_commands_there() -> None:
+    guard = relaxed()
+    commands = b"NOOP\r\n" * (MAX_OWED + 1)
+    guard.from_client(b"DATA\r\n" + commands)
+    guard.from_backend(b"503 no\r\n250 o")
+    assert guard.mode is Mode.OPAQUE
+    assert sent(guard) == b"DATA\r\n" + commands
+    assert b"".join(guard.to_client) == b"503 no\r\n250 o"
+
+
+def test_much_content_behind_an_odd_dot_is_content() -> None:
+    guard = relaxed()
+    guard.from_client(b"DATA\r\n")
+    guard.from_backend(b"354 go on\r\n")
+    guard.from_client(b".\n")
+    for _ in range(MAX_UNSETTLED_OCTETS // 1000 + 1):
+        guard.from_client(b"XCLIENT" + b"x" * 991 + b"\r\n")
+    assert guard.transaction is Transaction.CONTENT
+    guard.from_client(b".\r\n")
+    guard.from_backend(b"250 queued\r\n")
+    assert guard.messages_accepted == 1
+
+
+# A backend that speaks something else.
+
+
+def test_what_is_no_reply_is_the_backends_failure_and_ends_with_421() -> None:
+    guard = strict()
+    guard.from_client(b"NOOP\r\nRSET\r\n")
+    with pytest.raises(BackendError) as caught:
+        guard.from_backend(b"250 ok\r\nhello\r\n")
+    assert caught.value.reason is Reason.BACKEND_BAD_REPLY
+    guard.abandon(caught.value.reason, replies.BACKEND_LOST)
+    assert guard.finished
+    assert b"".join(guard.to_client) == b"250 ok\r\n" + replies.BACKEND_LOST
+    assert guard.end_reason is Reason.BACKEND_BAD_REPLY
+
+
+def test_the_last_code_is_the_last_replys_whoever_gave_it() -> None:
+    guard = strict()
+    assert guard.last_code == 0
+    guard.from_client(b"NOOP\r\nXCLIENT\r\n")
+    guard.from_backend(b"250-o")
+    assert guard.last_code == 0
+    guard.from_backend(b"k\r\n250 ok\r\n")
+    assert guard.last_code == 550

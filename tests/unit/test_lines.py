@@ -1,0 +1,56 @@
+"""What ends a line, what its verb is, and which octets a command may hold."""
+
+import pytest
+
+from proxyshim.smtp.lines import has_control_octet, verb_of
+
+VERBS = {
+    "a bare verb": (b"NOOP\r\n", b"NOOP"),
+    "an argument": (b"MAIL FROM:<>\r\n", b"MAIL"),
+    "a bare LF": (b"QUIT\n", b"QUIT"),
+    "any case": (b"xClient ADDR=127.0.0.1\r\n", b"XCLIENT"),
+    "leading blanks": (b" \t XCLIENT x\r\n", b"XCLIENT"),
+    "leading VT, FF and CR": (b"\v\f\rXCLIENT x\r\n", b"XCLIENT"),
+    "behind it a TAB": (b"XCLIENT\tx\r\n", b"XCLIENT"),
+    "behind it a VT": (b"XCLIENT\vx\r\n", b"XCLIENT"),
+    "behind it a FF": (b"XCLIENT\fx\r\n", b"XCLIENT"),
+    "behind it a CR": (b"XCLIENT\rx\r\n", b"XCLIENT"),
+    "cut at a NUL": (b"XCLIENT\0x\r\n", b"XCLIENT"),
+    "a colon belongs to it": (b"QUIT:\r\n", b"QUIT:"),
+    "so does any octet beyond ASCII": (b"\xa0XCLIENT\r\n", b"\xa0XCLIENT"),
+    "an empty line": (b"\r\n", b""),
+    "blanks alone": (b" \t \r\n", b""),
+    "a NUL first": (b"\0XCLIENT\r\n", b""),
+    "the third line of a v2 signature": (b"\0\r\n", b"\0\r\n"),
+    "not ended yet": (b"XCLI", b"XCLI"),
+    "nothing yet": (b"", b""),
+}
+
+
+@pytest.mark.parametrize(("line", "verb"), VERBS.values(), ids=VERBS.keys())
+def test_the_verb_is_what_the_most_lenient_server_sees(
+    line: bytes, verb: bytes
+) -> None:
+    assert verb_of(line) == verb
+
+
+def test_every_octet_ends_a_verb_or_belongs_to_it() -> None:
+    ends = {
+        octet
+        for octet in range(256)
+        if verb_of(b"AB" + bytes([octet]) + b"C\r\n") == b"AB"
+    }
+    assert ends == set(b" \t\v\f\r\n\0")
+
+
+@pytest.mark.parametrize("line_end", [b"\r\n", b"\n"], ids=["CRLF", "LF"])
+@pytest.mark.parametrize("octet", range(256))
+def test_control_octets_are_found_wherever_they_stand(
+    octet: int, line_end: bytes
+) -> None:
+    is_control = (octet < 0x20 and octet != 0x09) or octet == 0x7F
+    one = bytes([octet])
+    for body in (one + b"NOOP", b"NO" + one + b"OP", b"NOOP" + one, one):
+        ends_as_a_line_does = octet == 0x0D and line_end == b"\n" and body[-1:] == one
+        expected = is_control and not ends_as_a_line_does
+        assert has_control_octet(body + line_end) is expected

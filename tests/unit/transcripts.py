@@ -1,0 +1,247 @@
+"""Transcripts of guarded dialogues: a small language, and a player that checks them.
+
+    C> NOOP        the client sends a line, which arrives at the backend, at once
+    C| NOOP        the client sends a line that does not arrive, or not yet
+    -> NOOP        a line arrives at the backend: held before
+    B< 250 ok      the backend sends a line, which arrives at the client
+    B| 250-XCLIENT the backend sends a line that does not arrive as it is
+    <- 550 no      a line arrives at the client: ours, changed, or held before
+    <- {OUT_OF_STEP}   the same, by its name in replies.py
+    !! drain       something else happens: see EVENTS
+    :: relaxed idle    where the dialogue stands now: see FACTS
+    END reason     the session is at its end, and everything owed was put out
+
+A line is followed by CRLF; one in quotes is exactly these octets, with Python's escapes, and
+may be repeated: ``"x" * 10``.  Lines that one side sends are one packet, up to a blank line or
+a look at where the dialogue stands.  What is to arrive is compared when all of the packet was
+fed, so it may be written where it reads best.  Nothing arrives that is not written.
+"""
+
+import ast
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import pytest
+from _pytest.mark import ParameterSet
+
+from proxyshim.errors import Reason
+from proxyshim.smtp import replies
+from proxyshim.smtp.guard import Guard, Mode, Rules, Transaction
+
+# An event; a packet is one as well, its side "C" or "B".
+EVENTS: dict[str, Callable[[Guard], None]] = {
+    "drain": lambda guard: guard.end(Reason.SHUTDOWN, replies.SHUTTING_DOWN),
+    "timeout": lambda guard: guard.abandon(
+        Reason.BACKEND_TIMEOUT, replies.BACKEND_LOST
+    ),
+    "the client closes": Guard.client_closed,
+    "the backend closes": Guard.backend_closed,
+}
+
+
+def has(name: str, value: object) -> Callable[[Guard], bool]:
+    return lambda guard: bool(getattr(guard, name) == value)
+
+
+FACTS: dict[str, Callable[[Guard], bool]] = {
+    **{mode.name.lower(): has("mode", mode) for mode in Mode},
+    **{
+        transaction.name.lower(): has("transaction", transaction)
+        for transaction in Transaction
+        if transaction is not Transaction.OPAQUE
+    },
+    **{f"accepted={count}": has("messages_accepted", count) for count in range(4)},
+    "reads": has("wants_client", True),
+    "stops-reading": has("wants_client", False),
+    "can-quit": has("can_quit", True),
+    "cannot-quit": has("can_quit", False),
+    "drained": has("client_drained", True),
+    "not-drained": has("client_drained", False),
+    "awaits-backend": has("awaits_backend", True),
+    "awaits-nothing": has("awaits_backend", False),
+    "backend-quitting": has("backend_quitting", True),
+    "ending": lambda guard: guard.end_reason is not None and not guard.finished,
+}
+
+_QUOTED = re.compile(r'("(?:[^"\\]|\\.)*")(?: \* (\d+))?')
+
+
+@dataclass(slots=True)
+class Step:
+    """A packet or an event, and what must be seen of the guard when it is done."""
+
+    actor: str  # "C", "B" or "!!"
+    octets: bytes = b""
+    event: str = ""
+    at_backend: bytes = b""
+    at_client: bytes = b""
+    facts: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    end: str | None = None
+
+
+def octets_of(text: str) -> bytes:
+    """Return what a line of a transcript stands for."""
+    if named := re.fullmatch(r"\{(\w+)\}", text):
+        reply = getattr(replies, named[1])
+        assert isinstance(reply, bytes)
+        return reply
+    if quoted := _QUOTED.fullmatch(text):
+        octets = ast.literal_eval("b" + quoted[1])
+        assert isinstance(octets, bytes)
+        return octets * int(quoted[2] or 1)
+    return text.encode("latin-1") + b"\r\n"
+
+
+def read_transcript(transcript: str) -> list[Step]:
+    """Read the steps of a transcript."""
+    steps: list[Step] = []
+    open_packet = ""
+    for line in map(str.strip, transcript.splitlines()):
+        mark, _, text = line.partition(" ")
+        text = text.strip()
+        if not line:
+            open_packet = ""
+        if not line or line.startswith("#"):
+            continue
+        if mark in ("C>", "C|", "B<", "B|"):
+            if mark[0] != open_packet:
+                open_packet = mark[0]
+                steps.append(Step(mark[0]))
+            steps[-1].octets += octets_of(text)
+        elif mark == "!!":
+            open_packet = ""
+            steps.append(Step(mark, event=text))
+        step = steps[-1]
+        if mark in ("C>", "->"):
+            step.at_backend += octets_of(text)
+        elif mark in ("B<", "<-"):
+            step.at_client += octets_of(text)
+        elif mark == "::":
+            open_packet = ""
+            words = text.split()
+            if words[0] == "refused":
+                step.refused += words[1:]
+            else:
+                step.facts += words
+        elif mark == "END":
+            step.end = text
+        else:
+            assert mark in ("C|", "B|", "!!"), f"no mark of the language: {line!r}"
+    return steps
+
+
+Split = Callable[[bytes], list[bytes]]
+
+
+def cut_at(position: int) -> Split:
+    return lambda octets: [
+        piece for piece in (octets[:position], octets[position:]) if piece
+    ]
+
+
+def whole(octets: bytes) -> list[bytes]:
+    return [octets]
+
+
+def octet_by_octet(octets: bytes) -> list[bytes]:
+    return [octets[i : i + 1] for i in range(len(octets))]
+
+
+def splits(steps: list[Step]) -> Iterator[Split]:
+    """Return every way to cut packets that a transcript is played in."""
+    yield whole
+    yield octet_by_octet
+    longest = max(len(step.octets) for step in steps)
+    # Of a very long packet, its two ends.
+    for position in range(1, min(longest, 400)):
+        yield cut_at(position)
+        if longest > 400:
+            yield cut_at(longest - position)
+
+
+def play(steps: list[Step], split: Split, rules: Rules) -> Guard:
+    """Play a transcript; check everything that can be seen of the guard at each step."""
+    guard = Guard(rules)
+    for number, step in enumerate(steps, 1):
+        at_backend = at_client = b""
+        for piece in split(step.octets) if step.octets else [b""]:
+            if step.actor == "C":
+                guard.from_client(piece)
+            elif step.actor == "B":
+                guard.from_backend(piece)
+            else:
+                EVENTS[step.event](guard)
+            at_backend += b"".join(guard.to_backend)
+            at_client += b"".join(guard.to_client)
+            guard.to_backend.clear()
+            guard.to_client.clear()
+        where = f"step {number}, {step.octets or step.event!r}"
+        assert at_backend == step.at_backend, f"at the backend, {where}"
+        assert at_client == step.at_client, f"at the client, {where}"
+        for fact in step.facts:
+            assert FACTS[fact](guard), f"not {fact}, {where}"
+        assert guard.refused == step.refused, f"refused, {where}"
+        guard.refused.clear()
+        reason = guard.end_reason if guard.finished else None
+        assert reason == step.end, f"the end, {where}"
+    return guard
+
+
+def plays(transcript: str, rules: Rules | None = None) -> None:
+    """Check a transcript whole, cut at every octet, and one octet at a time."""
+    steps = read_transcript(transcript)
+    for split in splits(steps):
+        play(steps, split, rules or Rules())
+
+
+def table(transcripts: Mapping[str, str]) -> pytest.MarkDecorator:
+    """Make a test of each entry of a table: what it shows -> the transcript."""
+    params: list[ParameterSet] = [
+        pytest.param(transcript, id=name.replace(" ", "_"))
+        for name, transcript in transcripts.items()
+    ]
+    return pytest.mark.parametrize("transcript", params)
+
+
+# Beginnings.
+
+# The backend judges the client by its own address: the session is relaxed from here on.
+RELAXED = """
+C> EHLO client.example
+
+B< 250-mx.example
+B< 250-PIPELINING
+B< 250-CHUNKING
+B< 250-STARTTLS
+B< 250 AUTH PLAIN LOGIN
+:: relaxed idle
+
+"""
+
+# The backend keeps the right: the session stays strict.
+STRICT = """
+C> EHLO client.example
+
+B< 250-mx.example
+B| 250-XCLIENT NAME ADDR
+B< 250-PIPELINING
+B< 250 AUTH PLAIN LOGIN
+:: strict idle
+
+"""
+
+# A transaction up to the backend's 354.
+CONTENT = """
+C> MAIL FROM:<a@a.example>
+C> RCPT TO:<b@b.example>
+C> DATA
+:: envelope
+
+B< 250 sender ok
+B< 250 recipient ok
+B< 354 go on
+:: content
+
+"""
