@@ -6,6 +6,7 @@ so that ``::ffff:192.0.2.1`` and ``192.0.2.1`` are the same client everywhere af
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 Address = IPv4Address | IPv6Address
@@ -35,6 +36,8 @@ def fold_v4_mapped(address: Address) -> Address:
     return address
 
 
+# Peers come again: a proxy with every session.
+@lru_cache(maxsize=4096)
 def read_address(text: str) -> Address:
     """Read an address as the kernel prints it, without its zone id, folded.
 

@@ -19,18 +19,30 @@ PACKAGE = Path(__file__).parent.parent.parent / "proxyshim"
 LAYERS = (
     {"__main__"},
     {"cli"},
+    {"daemon"},
     {"check", "demo"},
     {"server"},
-    {"session"},
+    {"health", "session"},
     {"backend", "relay", "names"},
-    {"config", "connection", "local_addresses", "logs", "metrics", "systemd"},
+    {"config", "connection", "local_addresses", "logs", "metrics"},
+    {"deadlines", "listening", "poller"},
+    {"successor", "systemd"},
     {"identity"},
-    {"allowlist", "proxy_header", "smtp"},
+    {"allowlist", "limits", "proxy_header", "smtp", "throttle"},
     {"addresses", "errors"},
 )
 
 # These interpret what they are given, and import of ours only each other.
-PURE = {"addresses", "allowlist", "errors", "identity", "proxy_header", "smtp"}
+PURE = {
+    "addresses",
+    "allowlist",
+    "errors",
+    "identity",
+    "limits",
+    "proxy_header",
+    "smtp",
+    "throttle",
+}
 
 # Whatever can wait, look outside, roll dice or log.
 IMPURE_LIBRARIES = {

@@ -18,11 +18,11 @@ POSTFIX = (
 
 
 def offered(raw: bytes) -> dict[bytes, bytes]:
-    return read_extensions(Reply(250, raw))
+    return dict(read_extensions(Reply(250, raw)))
 
 
 def hidden(raw: bytes, *keywords: bytes) -> bytes:
-    return hide(Reply(250, raw), keywords)
+    return hide(Reply(250, raw), frozenset(keywords))
 
 
 def test_keywords_and_their_parameters_are_read() -> None:

@@ -1,0 +1,166 @@
+"""Listening sockets: opened by us, passed by systemd, or inherited from a predecessor."""
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from proxyshim.addresses import SocketName, read_socket_address
+from proxyshim.errors import ConfigError
+from proxyshim.successor import inherited_sockets
+from proxyshim.systemd import passed_sockets
+
+BACKLOG: Final = 1024
+# A vanished host must not keep a session for ever.
+_KEEPALIVE_IDLE_S: Final = 120
+_KEEPALIVE_INTERVAL_S: Final = 30
+_KEEPALIVE_COUNT: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ListeningSocket:
+    """A socket that listens, and under which name a successor will look for it."""
+
+    sock: socket.socket
+    key: str
+    unix_path: str = ""
+    inherited: bool = False
+
+    @property
+    def address(self) -> str:
+        """Return where it is bound to: ``192.0.2.1:25``, ``[2001:db8::1]:25``, ``unix:/p``."""
+        name = self.sock.getsockname()
+        return str(read_socket_address(name) or f"unix:{name}")
+
+    def close(self, *, leave_path: bool = False) -> None:
+        """Close it; a unix socket's path goes with it, unless somebody else serves it."""
+        self.sock.close()
+        if self.unix_path and not leave_path:
+            with contextlib.suppress(OSError):
+                os.unlink(self.unix_path)
+
+
+class SocketSource:
+    """Where listening sockets come from while a process starts."""
+
+    def __init__(self) -> None:
+        """Take over what was passed."""
+        self._inherited = inherited_sockets()
+        self._passed = passed_sockets()
+
+    def open(
+        self, owner: str, name: SocketName, unix_mode: int
+    ) -> list[ListeningSocket]:
+        """Open *name* for *owner*; more than one where a socket unit passes more.
+
+        Raises ConfigError, which says of whom, which and why.
+        """
+        try:
+            return list(self._open(f"{owner} {name}", name, unix_mode))
+        except (OSError, ValueError) as error:
+            text = (error.strerror if isinstance(error, OSError) else None) or str(
+                error
+            )
+            raise ConfigError(f"{owner} = {str(name)!r}: {text}") from None
+
+    def _open(
+        self, key: str, name: SocketName, unix_mode: int
+    ) -> Iterator[ListeningSocket]:
+        inherited = [each for each in self._inherited if each.rpartition("#")[0] == key]
+        if inherited:
+            socks = [self._inherited.pop(each) for each in sorted(inherited)]
+        elif name.descriptor:
+            socks = self._take_passed(name.descriptor)
+        elif name.path:
+            socks = [_bind_unix(name.path, unix_mode)]
+        else:
+            socks = [_bind_tcp(name)]
+        for number, sock in enumerate(socks):
+            if sock.family != socket.AF_UNIX:
+                _set_options(sock)
+            yield ListeningSocket(
+                sock, f"{key}#{number}", name.path, inherited=bool(inherited)
+            )
+
+    def _take_passed(self, name: str) -> list[socket.socket]:
+        """Take all of that name: a socket unit with two ListenStream= passes two."""
+        if name not in self._passed:
+            known = ", ".join(sorted(self._passed)) or "none"
+            raise ValueError(
+                f"no such descriptor was passed by systemd (passed: {known})"
+            )
+        socks = self._passed.pop(name)
+        for sock in socks:
+            sock.setblocking(False)
+        return socks
+
+    def close_unused(self) -> list[str]:
+        """Close what nobody asked for; return its names."""
+        unused = [*self._passed, *self._inherited]
+        for socks in self._passed.values():
+            for sock in socks:
+                sock.close()
+        for sock in self._inherited.values():
+            sock.close()
+        self._passed, self._inherited = {}, {}
+        return sorted(unused)
+
+
+def _bind_tcp(name: SocketName) -> socket.socket:
+    family, _, _, _, address = socket.getaddrinfo(
+        name.host, name.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _set_options(sock: socket.socket) -> None:
+    """Set what accepted sockets inherit: no system call is spent on each of them."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_COUNT)
+
+
+def _bind_unix(path: str, mode: int) -> socket.socket:
+    """Bind a unix socket with *mode* from its first moment on."""
+    _remove_stale(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    mask = os.umask(0o777 & ~mode)
+    try:
+        sock.bind(path)
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.umask(mask)
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket that nobody listens on any more.  Raises OSError when one does."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FileExistsError(errno.EEXIST, "exists, and is no socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        if probe.connect_ex(path) in (0, errno.EAGAIN):  # EAGAIN: its queue is full
+            raise OSError(errno.EADDRINUSE, "in use by a running process")
+    os.unlink(path)

@@ -1,0 +1,88 @@
+"""Logging: structlog to stderr, as JSON or for eyes, with priorities for the journal.
+
+Only the shell logs, never content, credentials or raw octets.  An event is a constant
+``noun_participle``; details are keys.  *error* means that somebody should act, *warning* that an
+operator should mend something.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from typing import Any, Final, Literal, TextIO, cast
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+_LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+# sd-daemon(3): what the journal takes from the start of a line.
+_PRIORITIES: Final = {
+    "debug": "<7>",
+    "info": "<6>",
+    "warning": "<4>",
+    "error": "<3>",
+    "critical": "<2>",
+}
+
+
+def configure(format: Literal["json", "console"], level: str) -> None:  # noqa: A002
+    """Set up logging for the whole process."""
+    journal = _is_journal(sys.stderr)
+    processors: list[Processor] = [structlog.processors.add_log_level]
+    if not journal:
+        processors.append(structlog.processors.TimeStamper(fmt="iso", utc=True))
+    processors.append(structlog.processors.format_exc_info)
+    if format == "json":
+        processors.append(_render_json)
+    else:
+        processors.append(
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), sort_keys=False)
+        )
+    if journal:
+        processors.append(_put_priority)
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.WriteLoggerFactory(
+            file=cast("TextIO", _Harmless(sys.stderr))
+        ),
+        cache_logger_on_first_use=False,
+    )
+
+
+class _Harmless:
+    """A stream whose reader may be gone: mail goes on without a log."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
+def _is_journal(stream: TextIO) -> bool:
+    """Tell whether systemd connected *stream* to the journal (systemd.exec(5))."""
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return (device, inode) == (str(status.st_dev), str(status.st_ino))
+
+
+_ENCODE: Final = json.JSONEncoder(default=str, separators=(",", ":")).encode
+
+
+def _render_json(_: WrappedLogger, __: str, event: EventDict) -> str:
+    return _ENCODE({"event": event.pop("event"), **event})
+
+
+def _put_priority(_: WrappedLogger, method: str, line: Any) -> str:
+    """Mark every line of an entry; a traceback has several."""
+    mark = _PRIORITIES.get(method, "<6>")
+    return "\n".join(mark + part for part in str(line).split("\n"))

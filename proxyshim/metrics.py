@@ -1,0 +1,308 @@
+"""What we count, and the HTTP address that shows it.
+
+The numbers are plain integers, and a collector turns them into Prometheus metrics when somebody
+asks: a session then pays for additions alone.  HTTP is served from a thread of its own, so that
+an event loop that hangs can be seen to hang.
+"""
+
+import os
+import platform
+import selectors
+import socket
+import threading
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Any, Final
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from proxyshim import __version__
+
+# The event loop notes that it turns once a second; /livez fails when it did not for so long.
+HEARTBEAT_S: Final = 1.0
+STUCK_S: Final = 10.0
+
+# From accept to the greeting: a backend on the same host, to one that looks names up.
+GREETING_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0, 30.0)
+# From accept to close: a probe, to a client that keeps its connection.
+SESSION_BOUNDS_S: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0)
+
+# From an answer out of a resolver's cache on the same host to a lookup's last try.
+LOOKUP_BOUNDS_S: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+class Histogram:
+    """How many observations lie up to each bound, and their sum."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        """Start at zero; one more count is for what is above all *bounds*."""
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a *value*."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Return (bound, count up to it), as Prometheus wants them."""
+        names = [*map(str, self._bounds), "+Inf"]
+        return list(zip(names, accumulate(self._counts), strict=True))
+
+    @property
+    def sum(self) -> float:
+        """The sum of all values."""
+        return self._sum
+
+
+class Metrics(Collector):
+    """The process's counters; keys are label values from closed sets."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self.sessions: Counter[tuple[str, str]] = Counter()  # listener, outcome
+        self.refusals: Counter[str] = Counter()  # reason
+        self.headers: Counter[str] = Counter()  # v1, v2, none
+        self.octets: Counter[str] = Counter()  # direction
+        self.messages_accepted = 0
+        self.sessions_open = 0
+        self.backend_failures: Counter[str] = Counter()  # reason
+        self.greeting_s = Histogram(GREETING_BOUNDS_S)
+        self.session_s = Histogram(SESSION_BOUNDS_S)
+        self._allowlists: dict[str, tuple[int, float]] = {}  # by listener
+        self.name_results: Counter[str] = Counter()  # result
+        self.name_lookups_in_flight = 0
+        self.name_lookup_s = Histogram(LOOKUP_BOUNDS_S)
+        self.names_cached = 0
+        self.heartbeat = time.monotonic()
+        self.ready = False
+
+    def collect(self) -> Iterable[Metric]:
+        """Return all metrics, in Prometheus' terms."""
+        yield _counter(
+            "proxyshim_sessions",
+            "Sessions ended.",
+            ["listener", "outcome"],
+            self.sessions,
+        )
+        yield _counter(
+            "proxyshim_refusals",
+            "Peers, clients and commands refused, by reason.",
+            ["reason"],
+            _with_tuple_keys(self.refusals),
+        )
+        yield _counter(
+            "proxyshim_headers",
+            "Connections admitted, by the PROXY header they came with.",
+            ["header"],
+            _with_tuple_keys(self.headers),
+        )
+        yield _counter(
+            "proxyshim_octets",
+            "Octets relayed, by direction.",
+            ["direction"],
+            _with_tuple_keys(self.octets),
+        )
+        yield CounterMetricFamily(
+            "proxyshim_messages_accepted",
+            "Messages the backend accepted, outside TLS.",
+            value=self.messages_accepted,
+        )
+        yield GaugeMetricFamily(
+            "proxyshim_sessions_open", "Sessions now.", value=self.sessions_open
+        )
+        yield _counter(
+            "proxyshim_backend_failures",
+            "Sessions and commands that the backend failed, by reason.",
+            ["reason"],
+            _with_tuple_keys(self.backend_failures),
+        )
+        yield _histogram(
+            "proxyshim_greeting_seconds",
+            "Time from accept to the greeting.",
+            self.greeting_s,
+        )
+        yield _histogram(
+            "proxyshim_session_seconds",
+            "Time from accept to close.",
+            self.session_s,
+        )
+        yield from self._lists()
+        yield from self._name_lookups()
+        yield _build_info()
+
+    def note_allowlist(self, listener: str, entries: int) -> None:
+        """Note that a listener's list was read."""
+        self._allowlists[listener] = entries, time.time()
+
+    def _lists(self) -> Iterator[Metric]:
+        entries = GaugeMetricFamily(
+            "proxyshim_allowlist_entries",
+            "Entries in haproxy_hosts.",
+            labels=["listener"],
+        )
+        read_at = GaugeMetricFamily(
+            "proxyshim_allowlist_read_timestamp_seconds",
+            "When haproxy_hosts was read, in Unix time.",
+            labels=["listener"],
+        )
+        for listener, (number, at) in list(self._allowlists.items()):
+            entries.add_metric([listener], number)
+            read_at.add_metric([listener], at)
+        yield entries
+        yield read_at
+
+    def _name_lookups(self) -> Iterator[Metric]:
+        yield _counter(
+            "proxyshim_names",
+            "Sessions that asked for their client's names, by how that went.",
+            ["result"],
+            _with_tuple_keys(self.name_results),
+        )
+        yield _histogram(
+            "proxyshim_name_lookup_seconds",
+            "Time that a lookup of names took, both ways.",
+            self.name_lookup_s,
+        )
+        yield GaugeMetricFamily(
+            "proxyshim_name_lookups_in_flight",
+            "Lookups of names now.",
+            value=self.name_lookups_in_flight,
+        )
+        yield GaugeMetricFamily(
+            "proxyshim_names_cached",
+            "Clients whose names are known from earlier.",
+            value=self.names_cached,
+        )
+
+    @property
+    def is_live(self) -> bool:
+        """Tell whether the event loop turns."""
+        return time.monotonic() - self.heartbeat < STUCK_S
+
+
+def _counter(
+    name: str, text: str, labels: list[str], values: Mapping[Any, int]
+) -> Metric:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for key, value in list(values.items()):
+        family.add_metric(list(key), value)
+    return family
+
+
+def _histogram(name: str, text: str, values: Histogram) -> Metric:
+    return HistogramMetricFamily(
+        name, text, buckets=values.buckets(), sum_value=values.sum
+    )
+
+
+def _with_tuple_keys(values: Mapping[str, int]) -> dict[tuple[str, ...], int]:
+    return {(key,): value for key, value in list(values.items())}
+
+
+def _build_info() -> Metric:
+    info = GaugeMetricFamily(
+        "proxyshim_build_info", "What runs here.", labels=["version", "python"]
+    )
+    info.add_metric([__version__, platform.python_version()], 1)
+    return info
+
+
+_Start = Callable[[str, list[tuple[str, str]]], Any]
+
+
+class MetricsServer:
+    """Serves /metrics, /livez and /readyz, from a thread of its own."""
+
+    def __init__(self, sock: socket.socket, metrics: Metrics) -> None:
+        """Take over *sock*, which listens; nothing is served before ``resume``."""
+        registry = CollectorRegistry()
+        registry.register(metrics)
+        self._metrics = metrics
+        self._show = make_wsgi_app(registry)
+        self._server = _Server(sock)
+        self._server.set_app(self._answer)
+        self._thread: threading.Thread | None = None
+        self._wake = -1
+
+    def resume(self) -> None:
+        """Begin to serve, or go on."""
+        if self._thread is None:
+            woken, self._wake = os.pipe()
+            self._thread = threading.Thread(
+                target=self._serve, args=(woken,), name="metrics", daemon=True
+            )
+            self._thread.start()
+
+    def pause(self) -> None:
+        """Leave new connections in the queue; one that is being served is finished."""
+        if self._thread is not None:
+            self._thread = None
+            os.close(self._wake)
+
+    def close(self) -> None:
+        """Serve no more."""
+        thread = self._thread
+        self.pause()
+        if thread is not None:
+            thread.join()
+        self._server.server_close()
+
+    def _serve(self, woken: int) -> None:
+        """Serve one connection after the other, until the other end of *woken* is closed."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(woken, selectors.EVENT_READ)
+            selector.register(self._server, selectors.EVENT_READ)
+            while all(key.fd != woken for key, _ in selector.select()):
+                self._server.handle_request()
+        os.close(woken)
+
+    def _answer(self, environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path == "/metrics":
+            shown: Iterable[bytes] = self._show(environ, start)
+            return shown
+        states = {"/livez": self._metrics.is_live, "/readyz": self._metrics.ready}
+        return _say(start, states.get(path))
+
+
+def _say(start: _Start, state: bool | None) -> Iterator[bytes]:
+    status = {True: "200 OK", False: "503 Service Unavailable", None: "404 Not Found"}[
+        state
+    ]
+    start(status, [("Content-Type", "text/plain; charset=utf-8")])
+    return iter([status.encode("ascii") + b"\n"])
+
+
+class _Server(WSGIServer):
+    """A server on a socket that somebody else opened, and that does not block."""
+
+    timeout = 0  # handle_request() waits for nobody
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock.getsockname()[:2], _QuietHandler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = sock
+        self.server_name, self.server_port = sock.getsockname()[:2]
+        self.setup_environ()
+
+
+class _QuietHandler(WSGIRequestHandler):
+    timeout = 10  # seconds; a scraper that says nothing must not keep the thread
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Say nothing: the log is for sessions."""

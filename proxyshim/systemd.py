@@ -1,0 +1,73 @@
+"""What passes between systemd and a service: listening sockets, and how we are.
+
+Sources: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
+"""
+
+import os
+import socket
+import time
+from typing import Final
+
+_FIRST_DESCRIPTOR: Final = 3
+
+
+def passed_sockets() -> dict[str, list[socket.socket]]:
+    """Take over the sockets that a socket unit passed, by FileDescriptorName.
+
+    The variables are removed, so that no child of ours takes them for its own.
+    """
+    process = os.environ.pop("LISTEN_PID", "")
+    number = os.environ.pop("LISTEN_FDS", "")
+    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
+    if process != str(os.getpid()) or not number.isdecimal():
+        return {}
+    passed: dict[str, list[socket.socket]] = {}
+    for index in range(int(number)):
+        name = names[index] if index < len(names) else "unknown"
+        sock = socket.socket(fileno=_FIRST_DESCRIPTOR + index)
+        sock.set_inheritable(False)
+        passed.setdefault(name, []).append(sock)
+    return passed
+
+
+class Manager:
+    """The service manager, as far as it listens: without one, nothing is said."""
+
+    def __init__(self) -> None:
+        """Find out who listens, and whether a watchdog waits."""
+        self._socket: socket.socket | None = None
+        path = os.environ.get("NOTIFY_SOCKET", "")
+        if path.startswith(("/", "@")):
+            self._socket = socket.socket(
+                socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+            )
+            self._address = "\0" + path[1:] if path.startswith("@") else path
+        self.watchdog_s = _watchdog_s()
+
+    def notify(self, *assignments: str) -> None:
+        """Send ``READY=1`` and the like.  What can't be sent is not waited for."""
+        if self._socket is not None:
+            try:
+                self._socket.sendto("\n".join(assignments).encode(), self._address)
+            except OSError:
+                return  # a full queue, or a manager that is gone: the next one will tell
+
+    def notify_reloading(self) -> None:
+        """Say that a reload begins; ``READY=1`` says that it is over."""
+        now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1_000
+        self.notify("RELOADING=1", f"MONOTONIC_USEC={now_us}")
+
+    def close(self) -> None:
+        """Say no more."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def _watchdog_s() -> float | None:
+    """Return within how many seconds a sign of life is expected; None: no watchdog."""
+    usec = os.environ.get("WATCHDOG_USEC", "")
+    process = os.environ.get("WATCHDOG_PID", "")
+    if not usec.isdecimal() or process not in ("", str(os.getpid())):
+        return None
+    return int(usec) / 1e6 or None

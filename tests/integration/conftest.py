@@ -1,0 +1,14 @@
+"""The lab, made once for all tests that use it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.lab.site import Site, open_site
+
+
+@pytest.fixture(scope="session")
+def site() -> Iterator[Site]:
+    """Return a client, a proxy and a mail host with Postfix; proxyshim is the test's."""
+    with open_site() as made:
+        yield made

@@ -1,0 +1,84 @@
+"""A unit's journal: what the service logs, and what systemd says about it."""
+
+import json
+from dataclasses import dataclass
+
+from tests.integration.lab.machine import Machine
+from tests.integration.lab.programs import DEADLINE_S, Program
+from tests.integration.lab.shim import Event, read_event
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry: its text, its syslog priority, and who wrote it."""
+
+    message: str
+    priority: int
+    pid: int
+    of_systemd: bool
+
+    @property
+    def event(self) -> Event:
+        """Return what proxyshim logged, as its keys and values."""
+        return {} if self.of_systemd else read_event(self.message)
+
+
+class Journal(Program):
+    """Follows the journal of one unit, from now on."""
+
+    def __init__(self, machine: Machine, unit: str) -> None:
+        """Begin behind what is there already."""
+        last = json.loads(machine.run("journalctl", "--lines=1", "--output=json"))
+        show = ["journalctl", "--follow", "--lines=all", "--output=json"]
+        behind = f"--after-cursor={last['__CURSOR']}"
+        argv = machine.command(*show, behind, f"--unit={unit}")
+        super().__init__(f"journal of {unit}", machine.host, argv)
+
+    def entries(self, since: int = 0) -> list[Entry]:
+        """Return the entries after the mark."""
+        return [read_entry(line) for line in self.lines.since(since)]
+
+    def wait_event(
+        self,
+        event: str,
+        *,
+        since: int = 0,
+        count: int = 1,
+        within_s: float = DEADLINE_S,
+        **match: object,
+    ) -> Event:
+        """Return the *count*-th event of that name, after the mark, with these values."""
+        wanted = {"event": event, **match}.items()
+
+        def fits(line: str) -> Event | None:
+            found = read_entry(line).event
+            return found if wanted <= found.items() else None
+
+        what = f"event {event} {match}"
+        return self.lines.wait(fits, what, since=since, count=count, within_s=within_s)
+
+    def wait_systemd(
+        self, text: str, *, since: int = 0, count: int = 1, within_s: float = DEADLINE_S
+    ) -> Entry:
+        """Return the *count*-th entry of systemd's, after the mark, that holds *text*."""
+
+        def fits(line: str) -> Entry | None:
+            entry = read_entry(line)
+            return entry if entry.of_systemd and text in entry.message else None
+
+        what = f"{text!r} of systemd"
+        return self.lines.wait(fits, what, since=since, count=count, within_s=within_s)
+
+
+def read_entry(line: str) -> Entry:
+    """Read a line of ``journalctl --output=json``."""
+    fields = json.loads(line)
+    message = fields.get("MESSAGE")
+    if isinstance(message, list):  # octets that are no text
+        message = bytes(message).decode("utf-8", "backslashreplace")
+    return Entry(
+        message or "",
+        int(fields.get("PRIORITY", 6)),
+        int(fields.get("_PID", 0)),
+        fields.get("SYSLOG_IDENTIFIER") == "systemd",
+    )

@@ -1,0 +1,36 @@
+"""What the lab needs of the machine; who lacks it is skipped and told what to get."""
+
+import os
+import shutil
+
+import pytest
+
+# program -> the Debian package that has it
+PACKAGES = {
+    "dovecot": "dovecot-core",
+    "haproxy": "haproxy",
+    "ip": "iproute2",
+    "nsenter": "util-linux",
+    "openssl": "openssl",
+    "postfix": "postfix",
+    "setpriv": "util-linux",
+    "swaks": "swaks",
+    "unbound": "unbound",
+    "unshare": "util-linux",
+    "/usr/lib/dovecot/submission": "dovecot-submissiond",
+}
+SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
+
+
+def need_root() -> None:
+    """Skip the test unless it may make network namespaces."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to make network namespaces")
+
+
+def find_program(name: str) -> str:
+    """Return the path of a program, or skip the test that needs it."""
+    found = shutil.which(name, path=SEARCH_PATH)
+    if found is None:
+        pytest.skip(f"needs the program {name} (Debian package {PACKAGES[name]})")
+    return found

@@ -1,0 +1,188 @@
+"""A real Postfix of the tests' own, with as many smtpd services as a test needs.
+
+One instance is enough for many settings: each service in master.cf has its own address
+and its own overrides.  Mail for example.test goes into one Maildir; what a client may
+relay elsewhere is thrown away.  Nothing in /etc/postfix is read.
+"""
+
+import os
+import pwd
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.integration.lab.needs import find_program
+from tests.integration.lab.netns import Host
+from tests.integration.lab.programs import Program
+
+DAEMONS = Path("/usr/lib/postfix/sbin")
+QUEUES = "active bounce corrupt defer deferred flush hold incoming private saved trace"
+
+# What /etc/postfix/master.cf has, less pickup; and the log goes to the standard output.
+PARTS = """\
+cleanup    unix n - n - 0 cleanup
+qmgr       unix n - n 300 1 qmgr
+tlsmgr     unix - - n 1000? 1 tlsmgr
+rewrite    unix - - n - - trivial-rewrite
+bounce     unix - - n - 0 bounce
+defer      unix - - n - 0 bounce
+trace      unix - - n - 0 bounce
+verify     unix - - n - 1 verify
+flush      unix n - n 1000? 0 flush
+proxymap   unix - - n - - proxymap
+smtp       unix - - n - - smtp
+error      unix - - n - - error
+retry      unix - - n - - error
+discard    unix - - n - - discard
+virtual    unix - n n - - virtual
+anvil      unix - - n - 1 anvil
+scache     unix - - n - 1 scache
+postlog    unix-dgram n - n - 1 postlogd
+"""
+
+SETTINGS = {
+    "compatibility_level": "3.6",
+    "command_directory": "/usr/sbin",
+    "daemon_directory": str(DAEMONS),
+    "mail_owner": "postfix",
+    "setgid_group": "postdrop",
+    "maillog_file": "/dev/stdout",
+    "myhostname": "mail.example.test",
+    "mydestination": "",
+    "alias_maps": "",
+    "inet_interfaces": "all",
+    "inet_protocols": "all",
+    # No DNS in the lab: names are unknown at once, for direct clients too.
+    "smtpd_peername_lookup": "no",
+    "disable_dns_lookups": "yes",
+    "smtpd_client_port_logging": "yes",
+    "mynetworks": "127.0.0.0/8 [::1]/128",
+    "smtpd_relay_restrictions": "permit_mynetworks, reject_unauth_destination",
+    "virtual_mailbox_domains": "example.test",
+    "virtual_mailbox_maps": "static:inbox/",
+    "virtual_minimum_uid": "100",
+    "virtual_uid_maps": "static:65534",
+    "virtual_gid_maps": "static:65534",
+    "virtual_mailbox_limit": "0",
+    "default_transport": "discard",
+    "relay_transport": "discard",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Smtpd:
+    """One smtpd service: where it listens, and what differs from main.cf.
+
+    An address without a port is the name of a unix socket in the queue's folder public.
+    """
+
+    address: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """Return its entry in master.cf."""
+        kind = "inet" if ":" in self.address else "unix"
+        overrides = "".join(
+            f"\n    -o {{ {name} = {value} }}" for name, value in self.settings.items()
+        )
+        return f"{self.address} {kind} n - y - - smtpd{overrides}\n"
+
+
+def front_door(address: str, **settings: str) -> Smtpd:
+    """Return the service that the docs recommend, with some more settings.
+
+    The third one is needed because Postfix applies permit_inet_interfaces, the default
+    there, to the socket's address whatever XCLIENT said: mail from everywhere would have
+    its headers completed and rewritten like local mail.
+    """
+    recommended = {
+        "smtpd_authorized_xclient_hosts": "127.0.0.1",
+        "smtpd_authorized_xforward_hosts": "",
+        "local_header_rewrite_clients": "",
+    }
+    return Smtpd(address, {**recommended, **settings})
+
+
+class Postfix(Program):
+    """A running Postfix; its log is in ``lines``."""
+
+    def __init__(
+        self,
+        host: Host,
+        directory: Path,
+        services: Mapping[str, Smtpd],
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write its configuration below *directory* and start it."""
+        find_program("postfix")
+        self.services = services
+        self.mail = directory / "mail"
+        self.public = directory / "queue" / "public"
+        _make_directories(directory)
+        config = directory / "etc"
+        (config / "main.cf").write_text(_main_cf(directory, settings or {}))
+        # Each Postfix program waits until a main.cf of this second has grown older.
+        os.utime(config / "main.cf", (0, 0))
+        lines = [service.line() for service in services.values()]
+        (config / "master.cf").write_text("".join(lines) + PARTS)
+        master = [str(DAEMONS / "master"), "-c", str(config), "-s"]
+        super().__init__(f"postfix in {directory}", host, master, directory=directory)
+        try:
+            self.lines.wait_for("daemon started")
+        except BaseException:
+            self.stop()
+            raise
+
+    def stored(self, queue_id: str) -> str:
+        """Return the mail with that queue id, once it is in the Maildir."""
+        self.lines.wait_for(rf": {queue_id}: .*status=sent \(delivered to maildir\)")
+        for path in (self.mail / "inbox" / "new").iterdir():
+            text = path.read_text("utf-8", "replace")
+            if re.search(rf"\bid {queue_id}\b", text):
+                return text
+        raise AssertionError(f"no mail with the queue id {queue_id} in the Maildir")
+
+    def client_of(self, queue_id: str) -> str:
+        """Return what Postfix logged as the client of that mail: name[address]:port."""
+        return self.lines.wait_for(rf"smtpd\[\d+\]: {queue_id}: client=([^,\s]+)")[1]
+
+
+def queue_id_of(reply: str) -> str:
+    """Return the queue id from the reply to a final dot."""
+    match = re.search(r"queued as (\w+)", reply)
+    assert match is not None, f"the mail was not taken: {reply!r}"
+    return match[1]
+
+
+def _main_cf(directory: Path, settings: Mapping[str, str]) -> str:
+    places = {
+        "queue_directory": str(directory / "queue"),
+        "data_directory": str(directory / "data"),
+        "maillog_file_prefixes": f"/dev/stdout, {directory}",
+        "virtual_mailbox_base": str(directory / "mail"),
+    }
+    merged = {**SETTINGS, **places, **settings}
+    return "".join(f"{name} = {value}\n" for name, value in merged.items())
+
+
+def _make_directories(directory: Path) -> None:
+    """Make what "postfix check" would make, without its look at the whole system."""
+    owner = pwd.getpwnam("postfix")
+    queue = directory / "queue"
+    (directory / "etc").mkdir(parents=True)
+    _make(queue, "root", "root", 0o755)
+    _make(queue / "pid", "root", "root", 0o755)
+    for name in QUEUES.split():
+        _make(queue / name, owner.pw_name, "root", 0o700)
+    _make(queue / "public", owner.pw_name, "postdrop", 0o710)
+    _make(queue / "maildrop", owner.pw_name, "postdrop", 0o730)
+    _make(directory / "data", owner.pw_name, "root", 0o700)
+    _make(directory / "mail", "nobody", "nogroup", 0o755)
+
+
+def _make(path: Path, owner: str, group: str, mode: int) -> None:
+    path.mkdir()
+    shutil.chown(path, owner, group)
+    os.chmod(path, mode)

@@ -1,0 +1,142 @@
+"""The site that most tests share: three hosts, and one Postfix with a service per need."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.integration.lab.certificates import make_certificate
+from tests.integration.lab.needs import need_root
+from tests.integration.lab.netns import Host, hosts
+from tests.integration.lab.postfix import Postfix, Smtpd, front_door
+
+# The clients: one like all others, one who may relay, one whom Postfix refuses.
+CLIENT, CLIENT6 = "198.51.100.11", "2001:db8:51::11"
+FRIEND, FRIEND6 = "198.51.100.77", "2001:db8:51::77"
+BLOCKED, BLOCKED6 = "198.51.100.66", "2001:db8:51::66"
+# HAProxy's host: the address in haproxy_hosts, and one that was forgotten there.
+PROXY, PROXY6 = "203.0.113.10", "2001:db8:cb::10"
+FORGOTTEN, FORGOTTEN6 = "203.0.113.99", "2001:db8:cb::99"
+# The mail host, where proxyshim and the MTA are.
+MAIL, MAIL6 = "192.0.2.25", "2001:db8:2::25"
+
+# Everything that must not help a stranger is in mynetworks: the loopback, the shim's own
+# addresses and the proxy's.
+TRUSTED = (
+    "127.0.0.0/8",
+    "[::1]/128",
+    MAIL,
+    f"[{MAIL6}]",
+    PROXY,
+    f"[{PROXY6}]",
+    FRIEND,
+    f"[{FRIEND6}]",
+)
+
+BLOCKS = {
+    "smtpd_delay_reject": "no",
+    "smtpd_client_restrictions": "check_client_access $lab_blocked",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The hosts, and Postfix on the mail host."""
+
+    directory: Path
+    client: Host
+    proxy: Host
+    mail: Host
+    certificate: Path
+    postfix: Postfix
+
+    def backend(self, service: str) -> str:
+        """Return the address of one of Postfix's services, for proxyshim.toml."""
+        address = self.postfix.services[service].address
+        return address if ":" in address else f"unix:{self.postfix.public / address}"
+
+    def new_place(self, name: str) -> Path:
+        """Return a directory that is not there yet, for a program to make."""
+        return _new_directory(f"{name}-", self.directory) / name
+
+    def direct(self, service: str, source: str) -> tuple[str, int]:
+        """Return where *source* reaches the same service without anything in between."""
+        family = f"{service}-direct{'6' if ':' in source else ''}"
+        port = self.postfix.services[family].address.rpartition(":")[2]
+        return (mail_address(source), int(port))
+
+
+def mail_address(source: str) -> str:
+    """Return the mail host's address of the same family."""
+    return MAIL6 if ":" in source else MAIL
+
+
+def both(port: int) -> list[str]:
+    """Return the mail host's two addresses with that port, as a listener binds them."""
+    return [f"{MAIL}:{port}", f"[{MAIL6}]:{port}"]
+
+
+@contextmanager
+def open_site() -> Iterator[Site]:
+    """Make it, and take everything away afterwards."""
+    need_root()
+    with ExitStack() as cleanup:
+        directory = _new_directory("proxyshim-lab-")
+        cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
+        made = cleanup.enter_context(
+            hosts(
+                client=[CLIENT, CLIENT6, FRIEND, FRIEND6, BLOCKED, BLOCKED6],
+                proxy=[PROXY, PROXY6, FORGOTTEN, FORGOTTEN6],
+                mail=[MAIL, MAIL6],
+            )
+        )
+        certificate = make_certificate(directory)
+        settings = {
+            "mynetworks": " ".join(TRUSTED),
+            "lab_blocked": "inline:{ "
+            f"{{ {BLOCKED} = REJECT blocked here }}, "
+            f"{{ {BLOCKED6} = REJECT blocked here }} }}",
+        }
+        services = _services(certificate)
+        place = directory / "postfix"
+        postfix = Postfix(made["mail"], place, services, settings)
+        cleanup.callback(postfix.stop)
+        yield Site(
+            directory,
+            made["client"],
+            made["proxy"],
+            made["mail"],
+            certificate,
+            postfix,
+        )
+
+
+def _new_directory(prefix: str, parent: Path | None = None) -> Path:
+    """Make a directory that Postfix's and Dovecot's users can enter too."""
+    directory = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    os.chmod(directory, 0o755)
+    return directory
+
+
+def _services(certificate: Path) -> Mapping[str, Smtpd]:
+    """Return each service twice: for proxyshim, and as clients reach it directly."""
+    tls = {
+        "smtpd_tls_security_level": "may",
+        "smtpd_tls_received_header": "yes",
+        "smtpd_tls_chain_files": str(certificate),
+    }
+    services = {"local": front_door("smtp-local")}
+    kinds: list[tuple[str, dict[str, str]]] = [
+        ("plain", {}),
+        ("blocking", BLOCKS),
+        ("tls", tls),
+    ]
+    for number, (name, settings) in enumerate(kinds):
+        services[name] = front_door(f"127.0.0.1:{10025 + number}", **settings)
+        for suffix, address in (("", MAIL), ("6", f"[{MAIL6}]")):
+            direct = Smtpd(f"{address}:{2525 + number}", settings)
+            services[f"{name}-direct{suffix}"] = direct
+    return services

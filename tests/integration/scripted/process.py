@@ -1,0 +1,146 @@
+"""The shim as a process of its own, for what only a process has: signals, memory, limits."""
+
+import contextlib
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, Self
+
+import proxyshim
+from tests.integration.lab.programs import Lines
+from tests.integration.lab.shim import read_event
+from tests.integration.scripted.wire import LIMIT_S
+
+ROOT = Path(proxyshim.__file__).parent.parent
+_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+class Process:
+    """``proxyshim run`` on a configuration, its log in ``lines``."""
+
+    def __init__(
+        self,
+        config: Path,
+        *,
+        argv: Sequence[str] = (sys.executable, "-m", "proxyshim", "run", "-c"),
+        environment: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
+        """Start it; wait for its end or ``ready()``."""
+        self.lines = Lines("proxyshim")
+        self._process = subprocess.Popen(
+            [*argv, str(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+            pass_fds=pass_fds,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        """Wait until it serves."""
+        try:
+            self.wait_event("service_ready")
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """End it however that works."""
+        self.kill()
+
+    @property
+    def pid(self) -> int:
+        """Return the process id."""
+        return self._process.pid
+
+    @property
+    def address(self) -> str:
+        """Return the first address it listens on."""
+        return str(self.wait_event("listener_opened")["address"])
+
+    def events(self, event: str, **match: object) -> list[Mapping[str, Any]]:
+        """Return the events of that name which have these values."""
+        wanted = {"event": event, **match}.items()
+        found = map(read_event, self.lines.since())
+        return [one for one in found if wanted <= one.items()]
+
+    def wait_event(
+        self, event: str, *, number: int = 1, **match: object
+    ) -> Mapping[str, Any]:
+        """Return the *number*-th event of that name which has these values."""
+        wanted = {"event": event, **match}.items()
+
+        def fits(line: str) -> Mapping[str, Any] | None:
+            found = read_event(line)
+            return found if wanted <= found.items() else None
+
+        return self.lines.wait(fits, f"event {event} {match}", count=number)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Return its exit code when it has ended."""
+        code = self._process.wait(LIMIT_S)
+        self._reader.join(LIMIT_S)
+        return code
+
+    def kill(self) -> None:
+        """End it at once."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        self._process.wait(LIMIT_S)
+        self._reader.join(LIMIT_S)
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as output:
+            for line in output:
+                self.lines.add(line.decode("utf-8", "backslashreplace").rstrip("\n"))
+        self.lines.end()
+
+    # What the kernel knows of it.
+
+    def leave_descriptors(self, spare: int) -> None:
+        """Leave it so many more descriptors than it has open."""
+        used = {int(each.name) for each in Path(f"/proc/{self.pid}/fd").iterdir()}
+        free = (number for number in count() if number not in used)
+        self.limit_descriptors(next(islice(free, spare, None)))
+
+    def limit_descriptors(self, limit: int) -> None:
+        """Let it open none of this number or a higher one."""
+        _, hard = resource.prlimit(self.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (limit, hard))
+
+    def cpu_s(self) -> float:
+        """Return the processor time it has used so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND
+
+    def forget_peak_memory(self) -> int:
+        """Begin to measure the peak anew; return the memory it has now, in octets."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        return self._memory("VmRSS")
+
+    def peak_memory(self) -> int:
+        """Return the most memory it had since, in octets."""
+        return self._memory("VmHWM")
+
+    def _memory(self, key: str) -> int:
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        found = re.search(rf"{key}:\s+(\d+) kB", status)
+        assert found is not None
+        return int(found[1]) * 1024

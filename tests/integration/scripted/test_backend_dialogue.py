@@ -1,0 +1,266 @@
+"""Connect, greeting, EHLO, XCLIENT, fresh greeting: what passes, and in which words."""
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from proxyshim.addresses import SocketName
+from tests.integration.scripted.conftest import OpenRig
+from tests.integration.scripted.headers import XCLIENT, v1
+from tests.integration.scripted.mta import (
+    EHLO,
+    EXTENSIONS,
+    FIRST_GREETING,
+    GREETING,
+    OFFER,
+    Backend,
+)
+from tests.integration.scripted.shim import LISTED, Rig
+from tests.integration.scripted.wire import Wire
+
+UNAVAILABLE = b"421 4.3.0 Mail server not available, try again later\r\n"
+
+GREETINGS = {
+    "one-line": b"220 mx.test\r\n",
+    "no-text": b"220\r\n",
+    "lines": b"220-mx.test ESMTP\r\n220-we do not like spam\r\n220 welcome\r\n",
+    "bare-lf": b"220-mx.test\n220 bare\n",
+    "odd-octets": b"220-\t  \x80\xff\xc3\xa4\r\n220-\r\n220 \r\n",
+    "long": b"220-" + b"x" * 5_000 + b"\r\n220 end\r\n",
+}
+
+ADDR = b"XCLIENT ADDR=203.0.113.7"
+SELECTED = {
+    b"XCLIENT ADDR": ADDR,
+    b"XCLIENT NAME ADDR": ADDR + b" NAME=[UNAVAILABLE]",
+    b"XCLIENT PORT ADDR NAME": ADDR + b" PORT=40001 NAME=[UNAVAILABLE]",
+    b"XCLIENT NAME REVERSE_NAME ADDR PORT": ADDR
+    + b" PORT=40001 NAME=[UNAVAILABLE] REVERSE_NAME=[UNAVAILABLE]",
+    b"XCLIENT DESTADDR ADDR": ADDR + b" DESTADDR=198.51.100.25",
+    b"XCLIENT ADDR DESTPORT": ADDR + b" DESTPORT=25",
+    b"XCLIENT PROTO HELO LOGIN ADDR UNHEARD_OF": ADDR,
+    b"xclient addr port": ADDR + b" PORT=40001",
+    b"XCLIENT  ADDR\tPORT ": ADDR + b" PORT=40001",
+}
+
+
+def listed(rig: Rig) -> Wire:
+    """Connect as a proxy with a client."""
+    client = rig.connect(LISTED)
+    client.send(v1())
+    return client
+
+
+@pytest.mark.parametrize("greeting", GREETINGS.values(), ids=GREETINGS)
+def test_the_fresh_greeting_is_relayed_octet_for_octet(
+    rig: Rig, greeting: bytes
+) -> None:
+    client = listed(rig)
+    rig.accept().introduce(greeting=greeting)
+    client.expect(greeting)
+    assert client.is_silent(0.01)
+
+
+@pytest.mark.parametrize("greeting", GREETINGS.values(), ids=GREETINGS)
+def test_the_first_greeting_is_ours_alone(rig: Rig, greeting: bytes) -> None:
+    client = listed(rig)
+    mta = rig.accept()
+    mta.send(greeting)
+    mta.expect(EHLO)
+    mta.send(OFFER)
+    mta.expect(XCLIENT)
+    mta.send(GREETING)
+    client.expect(GREETING)
+
+
+def test_replies_may_come_in_single_octets(rig: Rig) -> None:
+    client = listed(rig)
+    mta = rig.accept()
+    mta.send_each_octet(GREETINGS["lines"])
+    mta.expect(EHLO)
+    mta.send_each_octet(OFFER)
+    mta.expect(XCLIENT)
+    mta.send_each_octet(GREETINGS["lines"])
+    client.expect(GREETINGS["lines"])
+    client.send(b"EHLO client.test\r\n")
+    mta.expect(b"EHLO client.test\r\n")
+    mta.send_each_octet(EXTENSIONS)
+    client.expect(EXTENSIONS)
+
+
+@pytest.mark.parametrize("reply", [FIRST_GREETING, OFFER, GREETING])
+def test_a_reply_may_be_cut_anywhere(rig: Rig, reply: bytes) -> None:
+    for cut in range(1, len(reply)):
+        with listed(rig) as client, rig.backend.accept() as mta:
+            for step in (FIRST_GREETING, OFFER, GREETING):
+                at = cut if step is reply else len(step)
+                mta.send(step[:at])
+                mta.send(step[at:])
+                if step is not GREETING:
+                    mta.line()
+            client.expect(GREETING)
+
+
+def test_what_follows_the_fresh_greeting_is_delivered(rig: Rig) -> None:
+    client = listed(rig)
+    mta = rig.accept()
+    mta.greet()
+    mta.send(GREETING + b"421 4.3.2 mx.test shutting down\r\n")
+    mta.finish()
+    assert client.last_words() == GREETING + b"421 4.3.2 mx.test shutting down\r\n"
+    mta.close()
+    assert rig.story()["last_code"] == 421
+
+
+@pytest.mark.parametrize(("offered", "command"), SELECTED.items())
+def test_only_offered_attributes_are_sent(
+    rig: Rig, offered: bytes, command: bytes
+) -> None:
+    listed(rig)
+    offer = b"250-mx.test\r\n250-" + offered + b"\r\n250 PIPELINING\r\n"
+    assert rig.accept().introduce(offer) == command + b"\r\n"
+
+
+def test_the_command_is_under_512_octets(rig: Rig) -> None:
+    client = rig.connect(LISTED)
+    longest = "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff"
+    client.send(f"PROXY TCP6 {longest} {longest} 65535 65535\r\n".encode())
+    xclient = rig.accept().introduce()
+    assert xclient.startswith(b"XCLIENT ADDR=IPV6:2001:db8:ffff:")
+    assert len(xclient) < 512
+
+
+def test_a_connection_that_is_not_needed_is_ended_with_quit(rig: Rig) -> None:
+    client = rig.connect()
+    mta = rig.accept()
+    mta.greet()
+    client.close()
+    mta.send(GREETING)
+    mta.expect(b"QUIT\r\n")
+    mta.send(b"221 2.0.0 bye\r\n")  # it is read: no reset
+    assert mta.rest() == b""
+    mta.close()
+    assert rig.story()["outcome"] == "probed"
+
+
+# Ways to the backend.
+
+
+def test_a_unix_socket_will_do(rig_with: OpenRig, tmp_path: Path) -> None:
+    rig = rig_with(backend=Backend(path=tmp_path / "mta"))
+    client = listed(rig)
+    assert rig.accept().introduce() == XCLIENT
+    client.expect(GREETING)
+
+
+def test_a_unix_socket_that_is_not_there_is_a_421(
+    rig_with: OpenRig, tmp_path: Path
+) -> None:
+    rig = rig_with(backend=Backend(path=tmp_path / "mta"))
+    (tmp_path / "mta").unlink()
+    assert listed(rig).last_words() == UNAVAILABLE
+    failed = rig.events.wait("backend_failed", reason="backend_unreachable")
+    assert failed["detail"] == f"unix:{tmp_path}/mta: No such file or directory"
+
+
+def test_a_full_unix_socket_is_waited_for(rig_with: OpenRig, tmp_path: Path) -> None:
+    path = tmp_path / "mta"
+    rig = rig_with(backend=Backend(path=path, backlog=0))
+    with socket.socket(socket.AF_UNIX) as first:
+        first.connect(str(path))
+        client = listed(rig)
+        assert client.is_silent(0.1)
+        rig.accept().close()  # the first one's
+        assert rig.accept().introduce() == XCLIENT
+        client.expect(GREETING)
+
+
+def test_an_ipv6_backend_will_do(rig_with: OpenRig) -> None:
+    rig = rig_with(backend=Backend(host="::1"))
+    client = listed(rig)
+    assert rig.accept().introduce() == XCLIENT
+    client.expect(GREETING)
+
+
+def test_a_name_will_do(rig_with: OpenRig) -> None:
+    backend = Backend()
+    backend.name = f"localhost:{backend.port}"
+    rig = rig_with(backend=backend)
+    client = listed(rig)
+    assert rig.accept().introduce() == XCLIENT
+    client.expect(GREETING)
+
+
+def test_a_name_without_an_address_is_a_421(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def resolve(_: SocketName) -> list[tuple[int, object]]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr("proxyshim.backend.resolve", resolve)
+    assert listed(rig).last_words() == UNAVAILABLE
+    failed = rig.events.wait("backend_failed", reason="backend_unreachable")
+    assert failed["detail"] == f"{rig.backend.name}: Name or service not known"
+
+
+@contextmanager
+def refusing() -> Iterator[tuple[str, int]]:
+    """Return an address at which connections are refused."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()
+
+
+@contextmanager
+def hanging() -> Iterator[tuple[str, int]]:
+    """Return an address at which a connect is not answered."""
+    with ExitStack() as cleanup:
+        full = cleanup.enter_context(socket.socket())
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(2):  # the kernel queues one more than asked for
+            waiting = cleanup.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        yield full.getsockname()
+
+
+Dead = Callable[[], AbstractContextManager[tuple[str, int]]]
+
+
+@pytest.mark.parametrize("dead", [refusing, hanging])
+def test_a_dead_address_of_a_name_is_passed_over(
+    rig_with: OpenRig, monkeypatch: pytest.MonkeyPatch, dead: Dead
+) -> None:
+    with dead() as nowhere:
+        backend = Backend()
+        resolves_to(monkeypatch, nowhere, ("127.0.0.1", backend.port))
+        rig = rig_with(backend=backend, connect_timeout_s=0.5)
+        client = listed(rig)
+        assert rig.accept().introduce() == XCLIENT
+        client.expect(GREETING)
+
+
+@pytest.mark.parametrize("dead", [refusing, hanging])
+def test_a_backend_without_a_live_address_is_a_421(
+    rig_with: OpenRig, monkeypatch: pytest.MonkeyPatch, dead: Dead
+) -> None:
+    with dead() as nowhere:
+        resolves_to(monkeypatch, nowhere, nowhere)
+        rig = rig_with(connect_timeout_s=0.2)
+        assert listed(rig).last_words() == UNAVAILABLE
+        story = rig.story()
+        assert story["reason"] == "backend_unreachable"
+        assert story["duration_s"] < 2
+
+
+def resolves_to(monkeypatch: pytest.MonkeyPatch, *found: tuple[str, int]) -> None:
+    """Let every name have these addresses."""
+
+    async def resolve(_: SocketName) -> list[tuple[int, object]]:
+        return [(socket.AF_INET, address) for address in found]
+
+    monkeypatch.setattr("proxyshim.backend.resolve", resolve)

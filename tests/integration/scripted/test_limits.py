@@ -1,0 +1,304 @@
+"""Limits: over one the answer is a 421 that can be read, and who is within is served."""
+
+import asyncio
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.integration.scripted.conftest import OpenRig
+from tests.integration.scripted.headers import LOCAL_CHECK, v1, v2
+from tests.integration.scripted.mta import GREETING, Backend, Mta
+from tests.integration.scripted.process import Process
+from tests.integration.scripted.shim import (
+    LISTED,
+    STRANGER,
+    Rig,
+    connect,
+    write_config,
+)
+from tests.integration.scripted.test_process import (
+    TOO_MANY,
+    configure,
+    listener,
+    open_session,
+)
+from tests.integration.scripted.wire import LIMIT_S, Wire
+
+UNAVAILABLE = b"421 4.3.0 Mail server not available, try again later\r\n"
+OTHER_PROXY = "127.0.0.4"
+HOSTS = f"{LISTED}\n{OTHER_PROXY}\n"
+
+
+def limits(**keys: float) -> str:
+    """Return a table [limits]."""
+    lines = [f"{key} = {value}\n" for key, value in keys.items()]
+    return "[limits]\n" + "".join(lines)
+
+
+def is_put_off(client: Wire) -> bool:
+    """Tell whether a client is answered 421, and nothing but."""
+    return client.last_words() == TOO_MANY
+
+
+def leave(client: Wire, mta: Mta) -> None:
+    """End a session from both ends."""
+    client.close()
+    mta.close()
+
+
+# Sessions in total.
+
+
+@pytest.fixture
+def full(rig_with: OpenRig) -> Rig:
+    """Return a shim with all its sessions taken."""
+    rig = rig_with(extra=limits(sessions=2))
+    rig.pair(v1())
+    rig.pair()
+    return rig
+
+
+@pytest.mark.parametrize("header", [b"", v1(), v2()], ids=["direct", "v1", "v2"])
+def test_one_session_too_many_is_put_off(full: Rig, header: bytes) -> None:
+    with full.shim.held():  # the header is there when we accept
+        client = full.connect(LISTED if header else STRANGER)
+        client.send(header)
+    assert is_put_off(client)
+    assert full.backend.was_left_alone()
+    shed = full.events.wait("connection_shed")
+    assert (shed["reason"], shed["level"]) == ("too_many_sessions", "error")
+    assert shed["sessions"] == 2
+
+
+def test_the_421_can_be_read_by_who_writes_behind_it(full: Rig) -> None:
+    client = full.connect(LISTED)
+    client.expect(TOO_MANY)
+    client.send(v1())
+    for _ in range(20):
+        client.send(b"x" * 10_000)
+    client.finish()
+    assert client.rest() == b""  # and no reset
+
+
+def test_many_at_a_time_are_put_off_and_it_is_said_once(full: Rig) -> None:
+    clients = [full.connect(LISTED) for _ in range(100)]
+    for client in clients:
+        client.expect(TOO_MANY)  # nobody waits for another one to go
+    assert len(full.events.find("connection_shed")) == 1
+    counted = full.shim.server.metrics.refusals
+    assert counted["too_many_sessions"] == 100
+
+
+def test_when_a_session_ends_there_is_room(full: Rig) -> None:
+    assert is_put_off(full.connect(STRANGER))
+    full.opened.close()  # all clients leave
+    full.story(2)
+    full.shim.begin(asyncio.sleep(0))()  # the last to be told of an end is the count
+    full.pair(v1())
+
+
+def test_a_reload_changes_the_limit(full: Rig) -> None:
+    assert is_put_off(full.connect(STRANGER))
+    config = full.shim.config
+    config.write_text(config.read_text().replace("sessions = 2", "sessions = 3"))
+    full.shim.reload()
+    full.pair(v1())
+    assert is_put_off(full.connect(STRANGER))
+
+
+@pytest.mark.parametrize("configured", ["", limits(sessions=1000)])
+def test_descriptors_are_the_limit_that_is_always_there(
+    tmp_path: Path, backend: Backend, configured: str
+) -> None:
+    """Of 70, 64 are for other things, and a session takes two."""
+    (tmp_path / "haproxy_hosts").write_text(HOSTS)
+    config = write_config(tmp_path, [listener(backend)], configured)
+    run = ["prlimit", "--nofile=70:70", sys.executable, "-m", "proxyshim", "run", "-c"]
+    with ExitStack() as cleanup:
+        shim = cleanup.enter_context(Process(config, argv=run))
+        for _ in range(3):
+            open_session(shim, backend, cleanup)
+        with connect(shim.address, STRANGER) as client:
+            assert is_put_off(client)
+        assert shim.wait_event("connection_shed")["reason"] == "too_many_sessions"
+
+
+def test_a_soft_limit_on_descriptors_is_raised(
+    tmp_path: Path, backend: Backend
+) -> None:
+    config = configure(tmp_path, backend)
+    run = ["prlimit", "--nofile=70:200", sys.executable, "-m", "proxyshim", "run", "-c"]
+    with Process(config, argv=run) as shim:
+        found = Path(f"/proc/{shim.pid}/limits").read_text()
+    [line] = [each for each in found.splitlines() if each.startswith("Max open files")]
+    assert line.split()[3:5] == ["200", "200"]
+
+
+# Sessions of one client.
+
+
+@pytest.fixture
+def shared(rig_with: OpenRig) -> Rig:
+    return rig_with(hosts=HOSTS, extra=limits(sessions_per_client=2))
+
+
+def refused_as_one_too_many(rig: Rig, header: bytes, proxy: str = LISTED) -> bool:
+    """Tell whether a client is put off, without the mail server hearing of it."""
+    client = rig.connect(proxy)
+    client.send(header + b"EHLO client.test\r\n")
+    return is_put_off(client) and rig.backend.was_left_alone()
+
+
+@pytest.mark.parametrize("write", [v1, v2])
+def test_a_client_gets_so_many_sessions(shared: Rig, write: object) -> None:
+    assert callable(write)
+    client, mta = shared.pair(write("203.0.113.7"))
+    shared.pair(write("203.0.113.7"))
+    assert refused_as_one_too_many(shared, write("203.0.113.7"))
+    limited = shared.events.wait("client_limited")
+    assert (limited["reason"], limited["level"]) == ("too_many_from_client", "warning")
+    assert limited["claimed"] == "203.0.113.7:40001"
+    story = shared.story()
+    assert (story["outcome"], story["reason"]) == ("refused", "too_many_from_client")
+    assert story["client"] == "203.0.113.7:40001"
+    shared.pair(write("203.0.113.8"))  # another one is served
+    leave(client, mta)
+    shared.story(2)
+    shared.pair(write("203.0.113.7"))  # and the same one again
+
+
+def test_it_is_the_client_that_counts_not_its_proxy(shared: Rig) -> None:
+    shared.pair(v1(), LISTED)
+    shared.pair(v1(), OTHER_PROXY)
+    assert refused_as_one_too_many(shared, v1(), LISTED)
+    assert refused_as_one_too_many(shared, v1(), OTHER_PROXY)
+
+
+def test_a_direct_client_counts_as_itself(shared: Rig) -> None:
+    shared.pair()
+    shared.pair()
+    client = shared.connect(STRANGER)
+    assert is_put_off(client)
+    shared.pair(source="127.0.0.5")
+
+
+def test_an_ipv6_client_is_its_network(shared: Rig) -> None:
+    shared.pair(v2("2001:db8:1:2::1"))
+    shared.pair(v2("2001:db8:1:2:a:b:c:d"))
+    assert refused_as_one_too_many(shared, v2("2001:db8:1:2:ffff::"))
+    shared.pair(v2("2001:db8:1:3::1"))
+
+
+def test_checks_count_for_their_proxy(shared: Rig) -> None:
+    shared.pair(LOCAL_CHECK)
+    shared.pair(v1("127.0.0.1"))  # not believed, so a check too
+    assert refused_as_one_too_many(shared, LOCAL_CHECK)
+    shared.pair(LOCAL_CHECK, OTHER_PROXY)
+    shared.pair(v1())  # the proxy's clients are not concerned
+
+
+def test_a_client_that_was_put_off_has_taken_nothing(shared: Rig) -> None:
+    sessions = [shared.pair(v1()) for _ in range(2)]
+    for _ in range(3):
+        assert refused_as_one_too_many(shared, v1())
+    for client, mta in sessions:
+        leave(client, mta)
+    shared.story(5)
+    shared.pair(v1())
+    shared.pair(v1())
+    assert refused_as_one_too_many(shared, v1())
+
+
+def test_whoever_fails_gives_its_share_back(shared: Rig) -> None:
+    for number in range(1, 5):
+        client = shared.connect(LISTED)
+        client.send(v1())
+        shared.accept().close()
+        assert client.last_words().startswith(b"421 4.")
+        shared.story(number)
+    shared.pair(v1())
+
+
+# New connections a second.
+
+
+def test_a_burst_is_put_off_and_soon_served_again(rig_with: OpenRig) -> None:
+    rig = rig_with(extra=limits(connections_per_s=5))
+    with rig.shim.held():
+        clients = [rig.connect(LISTED) for _ in range(8)]
+        for client in clients:
+            client.send(v1())
+    for _ in range(5):
+        rig.accept().introduce()
+    for client in clients[:5]:
+        client.expect(GREETING)
+    for client in clients[5:]:
+        assert is_put_off(client)
+    shed = rig.events.wait("connection_shed")
+    assert (shed["reason"], shed["level"]) == ("too_many_connections", "error")
+    assert rig.shim.server.metrics.refusals["too_many_connections"] == 3
+    deadline = time.monotonic() + LIMIT_S
+    while is_served_not(rig):
+        assert time.monotonic() < deadline
+
+
+def is_served_not(rig: Rig) -> bool:
+    """Connect as a listed peer that has no health check's patience."""
+    client = rig.connect(LISTED)
+    client.send(b"no header\r\n")
+    return client.last_words() == TOO_MANY
+
+
+# Out of descriptors: a connection is answered with the one in reserve.
+
+
+@contextmanager
+def exhausted(config: Path, backend: Backend) -> Iterator[Process]:
+    """Run a shim that has no descriptor left for another session."""
+    with ExitStack() as cleanup:
+        shim = cleanup.enter_context(Process(config))
+        open_session(shim, backend, cleanup)  # with it, what all sessions share
+        shim.leave_descriptors(2)
+        open_session(shim, backend, cleanup)
+        yield shim
+
+
+def test_without_descriptors_a_proxy_reads_why_and_it_is_said_once(
+    tmp_path: Path, backend: Backend
+) -> None:
+    with exhausted(configure(tmp_path, backend), backend) as shim:
+        for header in (v1(), v2(), b""):
+            with connect(shim.address, LISTED) as proxy:
+                proxy.send(header)
+                assert proxy.end() == TOO_MANY  # the kernel may reset, behind it
+        assert len(shim.events("connection_shed")) == 1
+        assert shim.events("accepting_paused") == []
+
+
+def test_without_one_for_the_backend_it_is_not_the_backend_that_is_blamed(
+    tmp_path: Path, backend: Backend
+) -> None:
+    with ExitStack() as cleanup:
+        shim = cleanup.enter_context(Process(configure(tmp_path, backend)))
+        open_session(shim, backend, cleanup)
+        shim.leave_descriptors(1)
+        with connect(shim.address, STRANGER) as client:
+            assert client.last_words() == UNAVAILABLE
+        failed = shim.wait_event("backend_failed")
+        assert failed["reason"] == "out_of_descriptors"
+        assert backend.was_left_alone()
+
+
+def test_an_agent_check_hears_nothing_that_is_not_for_it(
+    tmp_path: Path, backend: Backend
+) -> None:
+    config = configure(tmp_path, backend, agent_bind="127.0.0.1:0")
+    with (
+        exhausted(config, backend) as shim,
+        connect(shim.wait_event("agent_opened")["address"], LISTED) as check,
+    ):
+        assert check.end() == b""

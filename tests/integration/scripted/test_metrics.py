@@ -1,0 +1,165 @@
+"""What is counted, and how it is shown over HTTP."""
+
+import re
+from http.client import HTTPConnection
+
+import pytest
+
+from tests.integration.scripted.conftest import OpenRig
+from tests.integration.scripted.headers import LOCAL_CHECK, v1, v2
+from tests.integration.scripted.shim import LISTED, STRANGER, Rig
+from tests.integration.scripted.test_relay import QUEUED, begin_content
+from tests.integration.scripted.wire import LIMIT_S
+
+METRICS = '[metrics]\nbind = "127.0.0.1:0"\n'
+
+
+@pytest.fixture
+def metered(rig_with: OpenRig) -> Rig:
+    return rig_with(extra=METRICS)
+
+
+def get(rig: Rig, path: str) -> tuple[int, str]:
+    """Ask for a page; return status and text."""
+    address = rig.events.wait("metrics_opened")["address"]
+    connection = HTTPConnection(address, timeout=LIMIT_S)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def value(rig: Rig, metric: str) -> float:
+    """Return the value of a metric, labels and all; 0 when it is not there yet."""
+    _, text = get(rig, "/metrics")
+    found = re.search(rf"^{re.escape(metric)} (\S+)$", text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def play(rig: Rig) -> None:
+    """Play a session with a message, a check, a forbidden header and a lost backend."""
+    client, mta = rig.relaxed_pair(v1())
+    begin_content(client, mta)
+    assert value(rig, "proxyshim_sessions_open") == 1
+    client.send(b"hello\r\n.\r\nXCLIENT ADDR=192.0.2.1\r\nQUIT\r\n")
+    mta.expect(b"hello\r\n.\r\nQUIT\r\n")
+    mta.send(QUEUED + b"221 bye\r\n")
+    mta.close()
+    client.last_words()
+    rig.story(1)
+    client, mta = rig.pair(v2())
+    mta.close()
+    client.last_words()
+    rig.story(2)
+    check = rig.connect(LISTED)
+    check.send(LOCAL_CHECK)
+    check.close()
+    rig.story(3)
+    with rig.shim.held():
+        stranger = rig.connect(STRANGER)
+        stranger.send(v1())
+    stranger.last_words()
+    rig.story(4)
+
+
+def test_known_sessions_give_known_counts(metered: Rig) -> None:
+    play(metered)
+    counted = {
+        'proxyshim_sessions_total{listener="mx",outcome="completed"}': 1,
+        'proxyshim_sessions_total{listener="mx",outcome="backend_failed"}': 1,
+        'proxyshim_sessions_total{listener="mx",outcome="probed"}': 1,
+        'proxyshim_sessions_total{listener="mx",outcome="refused"}': 1,
+        'proxyshim_refusals_total{reason="xclient_injected"}': 1,
+        'proxyshim_refusals_total{reason="backend_closed"}': 1,
+        'proxyshim_refusals_total{reason="header_forbidden"}': 1,
+        'proxyshim_headers_total{header="v1"}': 1,
+        'proxyshim_headers_total{header="v2"}': 2,
+        "proxyshim_messages_accepted_total": 1,
+        "proxyshim_sessions_open": 0,
+        'proxyshim_allowlist_entries{listener="mx"}': 1,
+    }
+    assert {metric: value(metered, metric) for metric in counted} == counted
+
+
+def test_octets_are_counted_both_ways(metered: Rig) -> None:
+    client, mta = metered.relaxed_pair(v1())
+    client.send(b"QUIT\r\n")
+    mta.expect(b"QUIT\r\n")
+    mta.send(b"221 bye\r\n")
+    mta.close()
+    client.last_words()
+    metered.story()
+    sent = len(v1() + b"EHLO client.test\r\nQUIT\r\n")
+    metric = 'proxyshim_octets_total{direction="%s"}'
+    assert value(metered, metric % "from_client") == sent
+    assert value(metered, metric % "to_client") == len(client.received)
+
+
+@pytest.mark.parametrize(
+    ("octets", "reason"),
+    [
+        (b"NOOP\0\r\n", "control_octet"),
+        (b"x" * 13_000, "command_too_long"),
+        (b"PROXY x\r\n", "proxy_injected"),
+        (b"BDAT 3\r\n", "bdat_refused"),
+    ],
+)
+def test_each_reason_is_counted_once(metered: Rig, octets: bytes, reason: str) -> None:
+    client, mta = metered.pair()
+    client.send(b"NOOP\r\n")
+    mta.expect(b"NOOP\r\n")
+    mta.send(b"250 ok\r\n")
+    client.send(octets)
+    client.last_words()
+    assert metered.story()["reason"] == reason
+    assert value(metered, f'proxyshim_refusals_total{{reason="{reason}"}}') == 1
+
+
+def test_it_says_what_runs(metered: Rig) -> None:
+    status, text = get(metered, "/metrics")
+    assert status == 200
+    assert re.search(
+        r'^proxyshim_build_info\{python="[^"]+",version="[^"]+"\} 1', text, re.M
+    )
+
+
+def test_it_is_live_and_ready(metered: Rig) -> None:
+    assert get(metered, "/livez") == (200, "200 OK\n")
+    assert get(metered, "/readyz") == (200, "200 OK\n")
+
+
+def test_a_drain_is_live_but_not_ready(metered: Rig) -> None:
+    client, mta = metered.relaxed_pair()
+    begin_content(client, mta)
+    metered.shim.drain()
+    assert get(metered, "/readyz") == (503, "503 Service Unavailable\n")
+    assert get(metered, "/livez")[0] == 200
+
+
+def test_a_loop_that_hangs_is_not_live(
+    metered: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxyshim.metrics.STUCK_S", -1.0)
+    assert get(metered, "/livez")[0] == 503
+
+
+def test_the_page_is_there_while_the_loop_hangs(metered: Rig) -> None:
+    with metered.shim.held():
+        assert get(metered, "/metrics")[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/metric", "/readyz/"])
+def test_there_is_nothing_else(metered: Rig, path: str) -> None:
+    assert get(metered, path)[0] == 404
+
+
+def test_it_is_off_unless_asked_for(rig: Rig) -> None:
+    assert rig.events.find("metrics_opened") == []
+
+
+def test_an_ipv6_address_will_do(rig_with: OpenRig) -> None:
+    rig = rig_with(extra=METRICS.replace("127.0.0.1", "[::1]"))
+    assert rig.events.wait("metrics_opened")["address"].startswith("[::1]:")
+    assert get(rig, "/livez")[0] == 200

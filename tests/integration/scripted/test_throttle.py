@@ -1,0 +1,163 @@
+"""What is tried again and again is logged once a source and minute, with a count."""
+
+import pytest
+
+from proxyshim.throttle import Throttle
+from tests.integration.scripted.conftest import OpenRig
+from tests.integration.scripted.headers import v1, v2
+from tests.integration.scripted.mta import Backend
+from tests.integration.scripted.shim import LISTED, STRANGER, Rig
+
+TRIES = 20
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a minute last no time, and its end noticed as fast."""
+    make_short(monkeypatch, max_sources=1_000)
+
+
+def make_short(monkeypatch: pytest.MonkeyPatch, max_sources: int) -> None:
+    monkeypatch.setattr("proxyshim.server.Throttle", lambda: Throttle(1.0, max_sources))
+    monkeypatch.setattr("proxyshim.server.HEARTBEAT_S", 0.05)
+
+
+def send_forbidden_header(rig: Rig, source: str = STRANGER) -> None:
+    """Be a proxy that somebody forgot to list."""
+    with rig.shim.held():  # the header is there when we accept
+        client = rig.connect(source)
+        client.send(v2())
+    assert client.last_words().startswith(b"421 4.7.1 PROXY not allowed from")
+
+
+def loud(rig: Rig, event: str) -> int:
+    """Return how many events of that name an operator sees."""
+    return len([e for e in rig.events.find(event) if e["level"] != "debug"])
+
+
+def stories(rig: Rig, tries: int = TRIES) -> None:
+    """Check that each try has its line, and all but the first are for debugging."""
+    rig.story(tries)
+    levels = [each["level"] for each in rig.events.find("session_closed")]
+    assert sorted(levels) == ["debug"] * (tries - 1) + ["info"]
+
+
+def test_a_proxy_that_is_not_listed_is_logged_once(rig: Rig) -> None:
+    with rig.shim.held():
+        clients = [rig.connect(STRANGER) for _ in range(TRIES)]
+        for client in clients:
+            client.send(v1())
+    for client in clients:
+        client.last_words()
+    stories(rig)
+    [refused] = rig.events.find("header_refused")
+    assert (refused["reason"], refused["level"]) == ("header_forbidden", "warning")
+    assert rig.shim.server.metrics.refusals["header_forbidden"] == TRIES
+
+
+def test_a_proxy_that_sends_no_header_is_logged_once(rig_with: OpenRig) -> None:
+    rig = rig_with(header_timeout_s=0.1)
+    clients = [rig.connect(LISTED) for _ in range(TRIES)]
+    for client in clients:
+        assert client.last_words() == b"421 4.4.2 PROXY timed out\r\n"
+    stories(rig)
+    [refused] = rig.events.find("header_refused")
+    assert (refused["reason"], refused["level"]) == ("header_timeout", "warning")
+
+
+def test_a_proxy_that_sends_rubbish_is_logged_once(rig: Rig) -> None:
+    for _ in range(TRIES):
+        client = rig.connect(LISTED)
+        client.send(b"EHLO proxy.test\r\n")
+        client.last_words()
+    stories(rig)
+    assert len(rig.events.find("header_refused")) == 1
+
+
+def test_each_source_and_reason_has_its_line(rig: Rig) -> None:
+    for source in (STRANGER, "127.0.0.5", STRANGER):
+        send_forbidden_header(rig, source)
+    for octets in (b"EHLO proxy.test\r\n", b"PROXY TCP4 x\r\n"):
+        client = rig.connect(LISTED)
+        client.send(octets)
+        client.last_words()
+    rig.story(5)
+    found = [
+        (e["peer"].partition(":")[0], e["reason"])
+        for e in rig.events.find("header_refused")
+    ]
+    assert found == [
+        (STRANGER, "header_forbidden"),
+        ("127.0.0.5", "header_forbidden"),
+        (LISTED, "header_unrecognised"),
+        (LISTED, "header_malformed"),
+    ]
+
+
+@pytest.mark.usefixtures("soon")
+def test_after_a_minute_comes_the_count(rig: Rig) -> None:
+    for _ in range(5):
+        send_forbidden_header(rig)
+    told = rig.events.wait("events_suppressed")
+    assert (told["reason"], told["source"]) == ("header_forbidden", STRANGER)
+    assert (told["count"], told["level"]) == (4, "warning")
+    send_forbidden_header(rig)  # and the next one is logged again
+    rig.story(6)
+    assert loud(rig, "header_refused") == 2
+    assert loud(rig, "session_closed") == 2
+
+
+@pytest.mark.usefixtures("soon")
+def test_what_nobody_has_to_mend_stays_below_a_warning(rig: Rig) -> None:
+    for _ in range(3):
+        client = rig.connect(LISTED)
+        client.send(b"PROXY TCP4 ")
+        client.finish()
+        client.last_words()
+    told = rig.events.wait("events_suppressed")
+    assert (told["reason"], told["level"]) == ("header_incomplete", "info")
+    assert rig.events.at_least("warning", "error") == []
+
+
+def test_strangers_with_many_addresses_fill_neither_log_nor_memory(
+    rig_with: OpenRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_short(monkeypatch, max_sources=5)
+    rig = rig_with()
+    with rig.shim.held():
+        clients = [rig.connect(f"127.0.1.{number}") for number in range(1, 31)]
+        for client in clients:
+            client.send(v1())
+    for client in clients:
+        client.last_words()
+    told = rig.events.wait("events_suppressed")
+    assert (told["reason"], told["source"]) == ("header_forbidden", "others")
+    assert told["count"] == 25
+    assert loud(rig, "header_refused") == loud(rig, "session_closed") == 5
+
+
+def test_the_addresses_of_an_ipv6_client_are_one_source(rig_with: OpenRig) -> None:
+    rig = rig_with(extra="[limits]\nsessions_per_client = 1\n")
+    rig.pair(v2("2001:db8:1:2::1"))
+    for last in range(2, 12):
+        client = rig.connect(LISTED)
+        client.send(v2(f"2001:db8:1:2::{last}"))
+        assert client.last_words().startswith(b"421 4.7.0 ")
+    rig.story(10)
+    assert len(rig.events.find("client_limited")) == 1
+    rig.shim.stop()  # which does not wait for the minute to be over
+    told = rig.events.wait("events_suppressed")
+    assert (told["reason"], told["count"]) == ("too_many_from_client", 9)
+    assert told["source"] == "2001:db8:1:2::/64"
+
+
+def test_a_dead_mail_server_is_reported_once_a_minute(rig_with: OpenRig) -> None:
+    dead = Backend()
+    dead.close()
+    rig = rig_with(backend=dead)
+    for _ in range(5):
+        assert rig.connect(STRANGER).last_words().startswith(b"421 4.3.0 ")
+    rig.story(5)
+    assert len(rig.events.find("backend_failed")) == 1
+    assert loud(rig, "session_closed") == 5  # a client each, and its whole story
+    assert rig.shim.server.metrics.backend_failures["backend_unreachable"] == 5

@@ -1,0 +1,127 @@
+"""One end of a connection, played by a test: it sends and expects octets, with limits."""
+
+import contextlib
+import re
+import select
+import socket
+import struct
+from typing import Self
+
+LIMIT_S = 10.0  # for anything that takes milliseconds on an idle machine
+
+_LAST_LINE = re.compile(rb"[0-9]{3}( |\r?\n)")
+
+
+class Wire:
+    """A connected socket; every wait on it fails after LIMIT_S."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Take over a connected socket."""
+        sock.settimeout(LIMIT_S)
+        self.port = self.peer_port = 0
+        if sock.family != socket.AF_UNIX:
+            self.port = int(sock.getsockname()[1])
+            with contextlib.suppress(OSError):  # reset already
+                self.peer_port = int(sock.getpeername()[1])
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = sock
+        self.received = bytearray()  # all that ever came
+        self._read = 0  # so much of it was asked for
+
+    def __enter__(self) -> Self:
+        """Close at the end of the block."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close."""
+        self.close()
+
+    # Sending.
+
+    def send(self, octets: bytes) -> None:
+        """Send these octets, no more and no less."""
+        self.sock.sendall(octets)
+
+    def send_each_octet(self, octets: bytes) -> None:
+        """Send them in a segment each."""
+        for octet in octets:
+            self.sock.sendall(bytes([octet]))
+
+    def finish(self) -> None:
+        """Say that nothing more will come; the other direction stays open."""
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Close; the other end is reset when it sends on."""
+        self.sock.close()
+
+    def reset(self) -> None:
+        """Vanish: the other end gets a reset instead of an end of file."""
+        self.sock.setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
+        self.sock.close()
+
+    # Receiving.
+
+    def line(self) -> bytes:
+        """Read up to the next LF; less only at the end of file."""
+        while (end := self.received.find(b"\n", self._read) + 1) == 0:
+            if not self._receive():
+                end = len(self.received)
+                break
+        return self._take(end)
+
+    def reply(self) -> bytes:
+        """Read one SMTP reply, of however many lines; empty at the end of file."""
+        lines = []
+        while line := self.line():
+            lines.append(line)
+            if _LAST_LINE.match(line):
+                break
+        return b"".join(lines)
+
+    def expect(self, octets: bytes) -> None:
+        """Read exactly these octets, however they were split."""
+        end = self._read + len(octets)
+        while len(self.received) < end and self._receive():
+            # A wrong octet is shown at once, not after the limit.
+            have = len(self.received) - self._read
+            if self.received[self._read :] != octets[:have]:
+                break
+        came = self._take(min(end, len(self.received)))
+        assert came == octets, f"expected {octets!r}, got {came!r}"
+
+    def rest(self) -> bytes:
+        """Read up to the end of file.  Raises ConnectionResetError when reset."""
+        while self._receive():
+            pass
+        return self._take(len(self.received))
+
+    def last_words(self) -> bytes:
+        """Read up to the end of file, and close, as clients do."""
+        rest = self.rest()
+        self.close()
+        return rest
+
+    def end(self) -> bytes:
+        """Read up to the end however it comes, and close."""
+        with contextlib.suppress(ConnectionError):
+            while self._receive():
+                pass
+        self.close()
+        return self._take(len(self.received))
+
+    def is_silent(self, for_s: float) -> bool:
+        """Wait; tell whether nothing came, not even an end."""
+        assert self._read == len(self.received), "something came before"
+        return not select.select([self.sock], [], [], for_s)[0]
+
+    def _receive(self) -> bool:
+        data = self.sock.recv(262_144)
+        self.received += data
+        return bool(data)
+
+    def _take(self, end: int) -> bytes:
+        start, self._read = self._read, end
+        return bytes(self.received[start:end])

@@ -1,0 +1,465 @@
+"""The resolver against a DNS server that says what it is told to, on loopback."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from ipaddress import ip_address
+
+import pytest
+import uvloop
+from dns.name import Name
+from dns.rcode import REFUSED, SERVFAIL, Rcode
+
+from proxyshim import names
+from proxyshim.metrics import Metrics
+from proxyshim.names import FAILURE_TTL_S, Resolver, ResolverSettings, Result
+from proxyshim.smtp.xclient import NO_NAMES, TEMPUNAVAIL, UNAVAILABLE, Names
+from tests.dns_responder import Responder, labels, responder
+
+LIMIT_S = 20.0  # for a whole scenario, however busy the machine is
+PATIENCE_S = 10.0  # a session's, where the answer does come
+CLIENT, CLIENT6 = "198.51.100.7", "2001:db8:51::7"
+NAME = "client.example."
+
+CONFIRMED = Names(b"client.example", b"client.example")
+UNCONFIRMED = Names(UNAVAILABLE, b"client.example")
+HALF = Names(TEMPUNAVAIL, b"client.example")
+FAILED = Names(TEMPUNAVAIL, TEMPUNAVAIL)
+
+
+class Bench:
+    """A resolver with that server behind it, and a clock that stands still."""
+
+    def __init__(self, dns: Responder, settings: ResolverSettings) -> None:
+        self.dns = dns
+        self.metrics = Metrics()
+        self.now = 0.0
+        self.resolver = Resolver(settings, self.metrics, clock=lambda: self.now)
+
+    async def names_of(
+        self, address: str = CLIENT, timeout_s: float = PATIENCE_S
+    ) -> Names:
+        return await self.resolver.ask(ip_address(address), timeout_s).answer()
+
+    def results(self) -> dict[str, int]:
+        return dict(self.metrics.name_results)
+
+
+Scenario = Callable[[Bench], Awaitable[None]]
+
+
+@asynccontextmanager
+async def open_bench(**bounds: int) -> AsyncIterator[Bench]:
+    async with responder() as dns:
+        bench = Bench(dns, ResolverSettings([dns.address], **bounds))
+        try:
+            yield bench
+        finally:
+            await bench.resolver.close()
+
+
+def play(scenario: Scenario, **bounds: int) -> None:
+    """Run a scenario on the loop that proxyshim runs on."""
+
+    async def run() -> None:
+        async with asyncio.timeout(LIMIT_S), open_bench(**bounds) as bench:
+            await scenario(bench)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+
+
+# What the names are.
+
+Setting = Callable[[Responder], None]
+
+
+def says(*, to: Setting, expected: Names, address: str = CLIENT) -> None:
+    """Check the answer, and that of the cache."""
+
+    async def scenario(bench: Bench) -> None:
+        to(bench.dns)
+        assert await bench.names_of(address) == expected
+        asked = len(bench.dns.asked)
+        assert await bench.names_of(address) == expected
+        assert len(bench.dns.asked) == asked
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("address", [CLIENT, CLIENT6])
+def test_a_name_that_has_the_address_is_confirmed(address: str) -> None:
+    def to(dns: Responder) -> None:
+        dns.point(address, NAME)
+        dns.name(NAME, "192.0.2.1", "2001:db8::1", address)
+
+    says(to=to, expected=CONFIRMED, address=address)
+
+
+def test_a_name_that_has_another_address_is_only_the_reverse_name() -> None:
+    def to(dns: Responder) -> None:
+        dns.point(CLIENT, NAME)
+        dns.name(NAME, "192.0.2.1")
+
+    says(to=to, expected=UNCONFIRMED)
+
+
+def test_a_name_that_does_not_exist_is_only_the_reverse_name() -> None:
+    says(to=lambda dns: dns.point(CLIENT, NAME), expected=UNCONFIRMED)
+
+
+def test_the_other_family_confirms_nothing() -> None:
+    def to(dns: Responder) -> None:
+        dns.point(CLIENT, NAME)
+        dns.name(NAME, f"::ffff:{CLIENT}")
+
+    says(to=to, expected=UNCONFIRMED)
+
+
+def test_without_a_ptr_record_there_are_no_names() -> None:
+    says(to=lambda dns: None, expected=NO_NAMES)
+
+
+def test_cnames_are_followed_on_both_ways() -> None:
+    def to(dns: Responder) -> None:
+        dns.point_elsewhere(CLIENT, "7.0/25.100.51.198.in-addr.arpa.")
+        dns.point(CLIENT, NAME)
+        dns.alias(NAME, "host.provider.example.", CLIENT)
+
+    says(to=to, expected=CONFIRMED)
+
+
+def test_the_first_of_several_ptr_records_counts() -> None:
+    def to(dns: Responder) -> None:
+        dns.point(CLIENT, NAME, "other.example.")
+        dns.name("other.example.", CLIENT)
+
+    says(to=to, expected=UNCONFIRMED)
+
+
+def test_a_host_name_behind_a_bad_ptr_record_does_not_count() -> None:
+    def to(dns: Responder) -> None:
+        dns.point(CLIENT, "-bad.example.", NAME)
+        dns.name(NAME, CLIENT)
+
+    says(to=to, expected=NO_NAMES)
+
+
+def test_a_name_keeps_its_case() -> None:
+    def to(dns: Responder) -> None:
+        dns.point(CLIENT, "Client.Example.")
+        dns.name("Client.Example.", CLIENT)
+
+    says(to=to, expected=Names(b"Client.Example", b"Client.Example"))
+
+
+@pytest.mark.parametrize("bare", ["localhost.", "mail.", "0xc6336407."])
+def test_a_forged_bare_name_is_not_confirmed(bare: str) -> None:
+    """No search domain makes it ours; and it is no other way to write an address."""
+    reverse = bare.removesuffix(".").encode()
+    says(to=lambda dns: dns.point(CLIENT, bare), expected=Names(UNAVAILABLE, reverse))
+
+
+def test_the_name_of_another_host_is_not_confirmed() -> None:
+    """Here /etc/hosts has it: 127.0.0.1, and not the DNS's word on it."""
+
+    def to(dns: Responder) -> None:
+        dns.point(CLIENT, "localhost.")
+        dns.name("localhost.", CLIENT)
+
+    says(to=to, expected=Names(UNAVAILABLE, b"localhost"))
+
+
+HOSTILE = {
+    "attribute": labels(b"x=1 ADDR=127", b"attacker", b"example"),
+    "nul": labels(b"localhost\0", b"attacker", b"example"),
+    "space": labels(b"a b", b"example"),
+    "line_end": labels(b"a\r\nQUIT", b"example"),
+    "equals": labels(b"a=b", b"example"),
+    "dot_in_a_label": labels(b"a.b", b"example"),
+    "latin1": labels(b"m\xfcller", b"example"),
+    "utf8": labels("müller".encode(), b"example"),
+    "numeric": labels(*CLIENT.encode().split(b".")),
+    "marker": labels(b"[UNAVAILABLE]"),
+    "leading_hyphen": labels(b"-a", b"example"),
+    "trailing_hyphen": labels(b"a-", b"example"),
+    "root": labels(),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE.keys())
+def test_what_is_no_host_name_counts_as_none(name: Name) -> None:
+    def to(dns: Responder) -> None:
+        dns.point(CLIENT, name)
+        dns.name(str(name), CLIENT)
+
+    says(to=to, expected=NO_NAMES)
+
+
+def test_the_longest_name_passes() -> None:
+    longest = labels(b"a" * 63, b"b" * 63, b"c" * 63, b"d" * 61)
+    octets = str(longest).removesuffix(".").encode()
+
+    def to(dns: Responder) -> None:
+        dns.point(CLIENT, longest)
+        dns.name(str(longest), CLIENT)
+
+    says(to=to, expected=Names(octets, octets))
+
+
+def test_an_answer_too_long_for_a_datagram_comes_by_tcp() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.dns.point(CLIENT, NAME)
+        bench.dns.name(NAME, *(f"192.0.2.{n}" for n in range(256)), CLIENT)
+        bench.dns.truncate(NAME, "A")
+        assert await bench.names_of() == CONFIRMED
+        assert bench.dns.asked_by_tcp == 1
+
+    play(scenario)
+
+
+# When it can't be said.
+
+
+@pytest.mark.parametrize("code", [SERVFAIL, REFUSED])
+def test_a_server_that_can_not_say_is_a_temporary_failure(code: Rcode) -> None:
+    says(to=lambda dns: dns.fail(CLIENT, "PTR", code), expected=FAILED)
+
+
+@pytest.mark.parametrize("code", [SERVFAIL, REFUSED])
+def test_the_reverse_name_is_known_when_the_way_back_fails(code: Rcode) -> None:
+    def to(dns: Responder) -> None:
+        dns.point(CLIENT, NAME)
+        dns.fail(NAME, "A", code)
+
+    says(to=to, expected=HALF)
+
+
+def test_a_session_waits_no_longer_than_its_limit() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.dns.be_silent(CLIENT, "PTR")
+        assert await bench.names_of(timeout_s=0.05) == FAILED
+        assert bench.results() == {Result.TIMED_OUT: 1}
+
+    play(scenario)
+
+
+def test_the_reverse_name_is_known_when_the_time_is_up_on_the_way_back() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.dns.point(CLIENT, NAME)
+        bench.dns.be_silent(NAME, "A")
+        question = bench.resolver.ask(ip_address(CLIENT), 1.0)
+        await bench.dns.wait_asked(2)
+        assert await question.answer() == HALF
+
+    play(scenario)
+
+
+def test_a_lookup_goes_on_without_the_session_that_asked() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.dns.point(CLIENT, NAME)
+        bench.dns.name(NAME, CLIENT)
+        answering = bench.dns.hold(CLIENT, "PTR")
+        gone = asyncio.create_task(bench.names_of())
+        await bench.dns.wait_asked(1)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        answering.set()
+        assert await bench.names_of() == CONFIRMED
+        assert bench.dns.asked == [_PTR_OF_CLIENT, ("client.example.", "A")]
+
+    play(scenario)
+
+
+_PTR_OF_CLIENT = ("7.100.51.198.in-addr.arpa.", "PTR")
+
+
+def test_a_dead_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lookup gives its place away, and for a while nobody waits for that client."""
+    monkeypatch.setattr(names, "LOOKUP_LIMIT_S", 0.05)
+
+    async def scenario(bench: Bench) -> None:
+        bench.dns.be_silent(CLIENT, "PTR")
+        # The library alone would go on for some seconds.
+        async with asyncio.timeout(names.TRY_S):
+            assert await bench.names_of() == FAILED
+        assert bench.metrics.name_lookups_in_flight == 0
+        assert await bench.names_of() == FAILED
+        assert bench.results() == {Result.FAILED: 1, Result.CACHED: 1}
+
+    play(scenario)
+
+
+# Shared, kept, bounded.
+
+
+def test_many_sessions_of_a_client_share_one_lookup() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.dns.point(CLIENT, NAME)
+        bench.dns.name(NAME, CLIENT)
+        answering = bench.dns.hold(CLIENT, "PTR")
+        questions = [
+            bench.resolver.ask(ip_address(CLIENT), PATIENCE_S) for _ in range(50)
+        ]
+        await bench.dns.wait_asked(1)
+        assert bench.metrics.name_lookups_in_flight == 1
+        answering.set()
+        answers = await asyncio.gather(*(each.answer() for each in questions))
+        assert set(answers) == {CONFIRMED}
+        assert bench.dns.asked == [_PTR_OF_CLIENT, ("client.example.", "A")]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("ptr_ttl", "a_ttl", "kept_s"),
+    [
+        (300, 60, 60.0),
+        (60, 300, 60.0),
+        (300, 0, names.MIN_TTL_S),
+        (86_400, 86_400, names.MAX_TTL_S),
+    ],
+)
+def test_a_name_is_kept_for_the_least_ttl(
+    ptr_ttl: int, a_ttl: int, kept_s: float
+) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.dns.point(CLIENT, NAME, ttl=ptr_ttl)
+        bench.dns.name(NAME, CLIENT, ttl=a_ttl)
+        await kept_for(bench, kept_s)
+
+    play(scenario)
+
+
+async def kept_for(bench: Bench, seconds: float) -> None:
+    """Check when a result is not taken from the cache any more."""
+    await bench.names_of()
+    assert bench.metrics.names_cached == 1
+    bench.now = seconds - 0.001
+    await bench.names_of()
+    assert bench.results()[Result.CACHED] == 1
+    bench.now = seconds
+    await bench.names_of()
+    assert bench.results()[Result.CACHED] == 1
+
+
+def test_that_there_is_no_name_is_kept_too() -> None:
+    play(lambda bench: kept_for(bench, names.UNSAID_TTL_S))
+
+
+def test_a_failure_is_kept_for_a_short_time() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.dns.fail(CLIENT, "PTR", SERVFAIL)
+        await kept_for(bench, FAILURE_TTL_S)
+
+    play(scenario)
+
+
+def test_the_cache_forgets_who_was_not_seen_for_longest() -> None:
+    async def scenario(bench: Bench) -> None:
+        for address in ("192.0.2.1", "192.0.2.2", "192.0.2.1", "192.0.2.3"):
+            await bench.names_of(address)
+        assert bench.metrics.names_cached == 2
+        bench.metrics.name_results.clear()
+        for address in ("192.0.2.1", "192.0.2.3", "192.0.2.2"):
+            await bench.names_of(address)
+        assert bench.results() == {Result.CACHED: 2, Result.UNKNOWN: 1}
+
+    play(scenario, max_cached=2)
+
+
+def test_beyond_the_lookups_in_flight_nobody_waits() -> None:
+    """Clients that are known, or asked for already, are not concerned."""
+
+    async def scenario(bench: Bench) -> None:
+        assert await bench.names_of("192.0.2.1") == NO_NAMES
+        answering = bench.dns.hold(CLIENT, "PTR")
+        first = bench.resolver.ask(ip_address(CLIENT), PATIENCE_S)
+        await bench.dns.wait_asked(2)
+
+        assert await bench.names_of("192.0.2.2") == FAILED
+        assert bench.results() == {Result.UNKNOWN: 1, Result.OVERLOADED: 1}
+        assert await bench.names_of("192.0.2.1") == NO_NAMES
+        shared = bench.resolver.ask(ip_address(CLIENT), PATIENCE_S)
+        answering.set()
+        assert [await first.answer(), await shared.answer()] == [NO_NAMES, NO_NAMES]
+        assert await bench.names_of("192.0.2.2") == NO_NAMES
+
+    play(scenario, max_in_flight=1)
+
+
+def test_a_dead_server_does_not_pile_up_sessions() -> None:
+    """A hundred clients at once: ten wait, the others are through at once."""
+
+    async def scenario(bench: Bench) -> None:
+        clients = [f"192.0.2.{n}" for n in range(100)]
+        for client in clients:
+            bench.dns.be_silent(client, "PTR")
+        answers = [
+            asyncio.create_task(bench.names_of(client, timeout_s=0.2))
+            for client in clients
+        ]
+        assert set(await asyncio.gather(*answers)) == {FAILED}
+        assert bench.results() == {Result.OVERLOADED: 90, Result.TIMED_OUT: 10}
+        assert bench.metrics.name_lookups_in_flight == 10
+
+    play(scenario, max_in_flight=10)
+
+
+def test_the_librarys_own_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps what we have forgotten; a new one is taken after so many lookups."""
+    monkeypatch.setattr(names, "RENEW_AFTER", 2)
+
+    async def scenario(bench: Bench) -> None:
+        bench.dns.point(CLIENT, NAME)
+        bench.dns.name(NAME, CLIENT)
+        for _ in range(3):
+            assert await bench.names_of() == CONFIRMED
+            bench.now += names.MAX_TTL_S
+        assert bench.dns.asked.count(_PTR_OF_CLIENT) == 2
+
+    play(scenario)
+
+
+def test_closing_gives_up_what_is_in_flight() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.dns.be_silent(CLIENT, "PTR")
+        bench.resolver.ask(ip_address(CLIENT), PATIENCE_S)
+        await bench.dns.wait_asked(1)
+        await bench.resolver.close()
+        assert bench.metrics.name_lookups_in_flight == 0
+
+    play(scenario)
+
+
+# What is counted.
+
+
+def test_each_way_to_end_is_counted() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.dns.point("192.0.2.1", "a.example.")
+        bench.dns.name("a.example.", "192.0.2.1")
+        bench.dns.point("192.0.2.2", "b.example.")
+        bench.dns.fail("192.0.2.4", "PTR", SERVFAIL)
+        for last in (1, 2, 3, 4, 4):
+            await bench.names_of(f"192.0.2.{last}")
+        assert bench.results() == {
+            Result.CONFIRMED: 1,
+            Result.UNCONFIRMED: 1,
+            Result.UNKNOWN: 1,
+            Result.FAILED: 1,
+            Result.CACHED: 1,
+        }
+        shown = {
+            sample.name: sample.value
+            for metric in bench.metrics.collect()
+            for sample in metric.samples
+            if sample.name.startswith("proxyshim_name") and "le" not in sample.labels
+        }
+        assert shown["proxyshim_name_lookup_seconds_count"] == 4
+        assert shown["proxyshim_name_lookup_seconds_sum"] > 0
+        assert shown["proxyshim_names_cached"] == 4
+        assert shown["proxyshim_name_lookups_in_flight"] == 0
+
+    play(scenario)

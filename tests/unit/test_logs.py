@@ -1,0 +1,135 @@
+"""The log: one line an event, in order, with the journal's priorities."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import structlog
+
+from proxyshim import logs
+
+Configure = Callable[..., Callable[[], list[str]]]
+
+HOSTILE = '\x1b[31mred\r\n{"event":"forged"}\x00\x85\u2028\u202e\udcff'
+
+
+@pytest.fixture
+def logging(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Configure]:
+    """Return a function that sets logging up and returns one that reads the log."""
+    before = structlog.get_config()
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    path = tmp_path / "stderr"
+    with path.open("w") as stderr:
+
+        def configure(
+            format: Literal["json", "console"] = "json",  # noqa: A002
+            level: str = "debug",
+            *,
+            journal: bool = False,
+        ) -> Callable[[], list[str]]:
+            monkeypatch.setattr("sys.stderr", stderr)
+            if journal:
+                status = os.fstat(stderr.fileno())
+                stream = f"{status.st_dev}:{status.st_ino}"
+                monkeypatch.setenv("JOURNAL_STREAM", stream)
+            logs.configure(format, level)
+            return lambda: path.read_text("utf-8").splitlines()
+
+        yield configure
+    structlog.configure(**before)
+
+
+def say_all() -> None:
+    """Log an event at every level."""
+    log = structlog.get_logger()
+    for level in ("debug", "info", "warning", "error"):
+        getattr(log, level)(f"said_{level}", peer="192.0.2.1:25")
+
+
+def test_an_event_is_one_json_object_a_line(logging: Configure) -> None:
+    read = logging()
+    say_all()
+    lines = [json.loads(line) for line in read()]
+    assert [line["event"] for line in lines] == [
+        "said_debug",
+        "said_info",
+        "said_warning",
+        "said_error",
+    ]
+    assert list(lines[0]) == ["event", "peer", "level", "timestamp"]
+    assert [line["level"] for line in lines] == ["debug", "info", "warning", "error"]
+    assert lines[0]["timestamp"].endswith("Z")
+
+
+@pytest.mark.parametrize(
+    ("level", "written"),
+    [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)],
+)
+def test_what_is_below_the_level_is_not_written(
+    logging: Configure, level: str, written: int
+) -> None:
+    read = logging(level=level)
+    say_all()
+    assert len(read()) == written
+
+
+def test_no_octet_escapes_from_a_json_line(logging: Configure) -> None:
+    read = logging()
+    structlog.get_logger().info("said", detail=HOSTILE)
+    (line,) = read()
+    assert line.isascii()
+    assert line.isprintable()
+    assert json.loads(line)["detail"] == HOSTILE
+
+
+@pytest.mark.parametrize("format", ["json", "console"])
+def test_the_journal_is_told_the_priority(logging: Configure, format: str) -> None:  # noqa: A002
+    read = logging(format, journal=True)
+    say_all()
+    lines = read()
+    assert [line[:3] for line in lines] == ["<7>", "<6>", "<4>", "<3>"]
+    assert not any("timestamp" in line for line in lines)  # it has its own
+
+
+def test_every_line_of_a_traceback_has_the_priority(logging: Configure) -> None:
+    read = logging("console", journal=True)
+    try:
+        raise ValueError("made up")
+    except ValueError:
+        structlog.get_logger().exception("session_failed")
+    lines = read()
+    assert len(lines) > 3
+    assert {line[:3] for line in lines} == {"<3>"}
+    assert "made up" in lines[-1]
+
+
+def test_a_traceback_in_json_is_one_line(logging: Configure) -> None:
+    read = logging()
+    try:
+        raise ValueError("made up")
+    except ValueError:
+        structlog.get_logger().exception("session_failed")
+    (line,) = read()
+    assert "made up" in json.loads(line)["exception"]
+
+
+@pytest.mark.parametrize("stream", ["", "1", "1:2", "x:y", ":"])
+def test_another_stream_is_not_the_journal(
+    logging: Configure, monkeypatch: pytest.MonkeyPatch, stream: str
+) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", stream)
+    read = logging()
+    say_all()
+    assert all(line.startswith("{") for line in read())
+
+
+def test_the_console_format_is_for_eyes(logging: Configure) -> None:
+    read = logging("console")
+    say_all()
+    first = read()[0]
+    assert "said_debug" in first
+    assert "peer=192.0.2.1:25" in first
+    assert "\x1b" not in first  # no colours where nobody looks
