@@ -1,0 +1,52 @@
+"""``proxyshim check``: what would go wrong, and what to write so that it does not.
+
+- ``surroundings.py``  reads what the configuration does not hold: list lines, users
+- ``setup.py``         judges listeners, lists and claims; looks at nothing itself
+- ``questions.py``     asks the backend, as the shim and in the name of clients
+- ``answers.py``       what a backend was asked, and what it answered
+- ``verdicts.py``      judges the answers; asks nothing itself
+- ``findings.py``      a finding, its line, the summary, the exit status
+"""
+
+from collections.abc import Callable
+
+from proxyshim.check.findings import Finding, Severity, exit_status, summary
+from proxyshim.check.questions import ask, find_backends
+from proxyshim.check.setup import is_own_listener, judge_setup
+from proxyshim.check.surroundings import look_around
+from proxyshim.check.verdicts import judge
+from proxyshim.config import Config
+
+
+async def examine(config: Config, say: Callable[[str], None]) -> int:
+    """Check everything, *say* each finding when it is made; return the exit status.
+
+    Raises ConfigError when a list has become unreadable since it was loaded.
+    """
+    findings: list[Finding] = []
+
+    def report(finding: Finding) -> None:
+        findings.append(finding)
+        say(str(finding))
+
+    surroundings = look_around(config)
+    for finding in judge_setup(config, surroundings):
+        report(finding)
+    for backend in await find_backends(config):
+        if is_own_listener(config, backend.name):
+            report(_endless(str(backend.name)))
+            continue
+        answers = await ask(backend)
+        for finding in judge(backend, answers):
+            report(finding)
+    say(summary(findings))
+    return exit_status(findings)
+
+
+def _endless(backend: str) -> Finding:
+    return Finding(
+        Severity.ERROR,
+        f"backend {backend}",
+        "is a listener of proxyshim's own: each session would open another, without"
+        " end; write the address of the mail server as backend",
+    )

@@ -1,0 +1,57 @@
+"""What ``check`` has to say: findings, one line each, and the exit status that follows."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+
+class Severity(StrEnum):
+    """How much it matters; the value is what stands before the finding."""
+
+    OK = "ok"
+    NOTE = "note"  # good to know
+    WARNING = "warning"  # works, but not as most would want it
+    ERROR = "error"  # mail does not get through
+    UNSAFE = "UNSAFE"  # a client could get more trust than its address deserves
+
+
+_WIDTH: Final = max(map(len, Severity)) + 1
+_FAILING: Final = (Severity.UNSAFE, Severity.ERROR)
+_COUNTED: Final = (Severity.UNSAFE, Severity.ERROR, Severity.WARNING)
+_PLURALS: Final = {Severity.ERROR: "errors", Severity.WARNING: "warnings"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing found about *subject*: what it is, what goes wrong by it, what to write."""
+
+    severity: Severity
+    subject: str
+    text: str
+
+    def __str__(self) -> str:
+        """Return the line that is printed."""
+        return f"{self.severity:{_WIDTH}} {self.subject}: {self.text}"
+
+
+def exit_status(findings: Iterable[Finding]) -> int:
+    """Return 1 when something is unsafe or cannot work, else 0."""
+    return int(any(finding.severity in _FAILING for finding in findings))
+
+
+def summary(findings: Iterable[Finding]) -> str:
+    """Return the last line of the output."""
+    count = Counter(finding.severity for finding in findings)
+    parts = [_counted(severity, count[severity]) for severity in _COUNTED]
+    told = ", ".join(filter(None, parts)) or "nothing to mend"
+    verdict = "NOT fit for use" if any(count[s] for s in _FAILING) else "fit for use"
+    return f"{verdict}: {told}"
+
+
+def _counted(severity: Severity, number: int) -> str:
+    if number == 0:
+        return ""
+    word = _PLURALS.get(severity, severity) if number > 1 else severity
+    return f"{number} {word}"

@@ -1,0 +1,168 @@
+"""Judges the set-up before the backend is asked: what is bound, listed and believed.
+
+Pure: from the configuration and its surroundings to findings.
+"""
+
+from collections.abc import Iterator
+from ipaddress import ip_network
+from typing import Final
+
+from proxyshim.addresses import SocketName
+from proxyshim.check.findings import Finding, Severity
+from proxyshim.check.surroundings import (
+    ListEntry,
+    Network,
+    Surroundings,
+    read_network,
+)
+from proxyshim.config import Config, Listener
+
+# A list of proxies names hosts, or the subnet they are in.  What is shorter is a provider's
+# or a whole company's, and other machines than proxies are in it.
+SHORTEST_PREFIX: Final = {4: 16, 6: 32}
+MAX_SHOWN: Final = 3
+
+LOOPBACK: Final[tuple[Network, ...]] = (
+    ip_network("127.0.0.0/8"),
+    ip_network("::1/128"),
+)
+_LOCAL_NAMES: Final = ("127.0.0.1", "::1", "localhost")
+_WILDCARDS: Final = ("0.0.0.0", "::")
+_WRITE_BY_OTHERS: Final = 0o002
+
+
+def judge_setup(config: Config, surroundings: Surroundings) -> Iterator[Finding]:
+    """Say what was found, listener by listener."""
+    names = ", ".join(listener.settings.name for listener in config.listeners)
+    yield Finding(Severity.OK, str(config.path), f"valid; listeners: {names}")
+    for listener in config.listeners:
+        entries = surroundings.lists.get(listener.settings.name, ())
+        yield _describe(listener)
+        yield from _judge_wide(listener, entries)
+        yield from _judge_loopback(listener, entries, surroundings.users)
+        yield from _judge_unix_mode(listener)
+        yield from _judge_believed(listener)
+
+
+def subject_of(listener: Listener) -> str:
+    """Return what findings about a listener begin with."""
+    return f"listener {listener.settings.name}"
+
+
+def takes_claims(listener: Listener) -> bool:
+    """Tell whether some peer of the listener may say who the client is."""
+    return len(listener.allowlist) > 0 or any(not bind.host for bind in listener.binds)
+
+
+def is_own_listener(config: Config, backend: SocketName) -> bool:
+    """Tell whether the backend is one of our own listeners: sessions without end."""
+    return any(
+        _is_reached_by(bind, backend)
+        for listener in config.listeners
+        for bind in listener.binds
+    )
+
+
+def _is_reached_by(bind: SocketName, backend: SocketName) -> bool:
+    if bind == backend:
+        return True
+    return (
+        bind.port == backend.port != 0
+        and bind.host in _WILDCARDS
+        and backend.host in _LOCAL_NAMES
+    )
+
+
+def _describe(listener: Listener) -> Finding:
+    settings = listener.settings
+    where = f"on {', '.join(settings.bind)} for backend {settings.backend}"
+    unix = any(bind.path for bind in listener.binds)
+    socket = "; on the unix socket every peer is a proxy" if unix else ""
+    number = len(listener.allowlist)
+    if number == 0:
+        missing = (
+            "no haproxy_hosts"
+            if settings.haproxy_hosts is None
+            else f"{settings.haproxy_hosts} lists nobody"
+        )
+        text = f"{where}; {missing}, so PROXY support is off: each peer is the client"
+        if unix:
+            text = f"{where}; {missing}, so on TCP each peer is the client"
+        return Finding(Severity.NOTE, subject_of(listener), text + socket)
+    entries = "1 proxy or network" if number == 1 else f"{number} proxies or networks"
+    text = f"{where}; {entries} listed in {settings.haproxy_hosts}{socket}"
+    return Finding(Severity.OK, subject_of(listener), text)
+
+
+def _judge_wide(
+    listener: Listener, entries: tuple[ListEntry, ...]
+) -> Iterator[Finding]:
+    wide = [
+        entry
+        for entry in entries
+        if entry.network.prefixlen < SHORTEST_PREFIX[entry.network.version]
+    ]
+    if not wide:
+        return
+    shown = ", ".join(f"{e.network} ({e.place})" for e in wide[:MAX_SHOWN])
+    more = f" and {len(wide) - MAX_SHOWN} more" if len(wide) > MAX_SHOWN else ""
+    yield Finding(
+        Severity.WARNING,
+        subject_of(listener),
+        f"the list is wide: {shown}{more}; whoever has an address in there can claim"
+        " to be any client; list the addresses of the proxies and no others",
+    )
+
+
+def _judge_loopback(
+    listener: Listener, entries: tuple[ListEntry, ...], users: tuple[str, ...]
+) -> Iterator[Finding]:
+    local = next((entry for entry in entries if is_loopback(entry.network)), None)
+    if local is None or not users:
+        return
+    yield Finding(
+        Severity.WARNING,
+        subject_of(listener),
+        f"{local.network} ({local.place}) is this host, and it has other users"
+        f" ({_shown(users)}): each of them can claim to be any client; let the proxy"
+        ' on this host connect to a unix socket instead, "unix:/path" in bind, in a'
+        " directory that it can enter and they can't",
+    )
+
+
+def _judge_unix_mode(listener: Listener) -> Iterator[Finding]:
+    paths = [str(bind) for bind in listener.binds if bind.path]
+    mode = listener.settings.unix_mode
+    if not paths or not int(mode, 8) & _WRITE_BY_OTHERS:
+        return
+    yield Finding(
+        Severity.WARNING,
+        subject_of(listener),
+        f'unix_mode = "{mode}" lets every user of this host connect to'
+        f" {', '.join(paths)} and claim to be any client; write"
+        ' unix_mode = "0660" and put the proxy into the group of the socket',
+    )
+
+
+def _judge_believed(listener: Listener) -> Iterator[Finding]:
+    for entry in listener.settings.believed_claims:
+        if is_loopback(read_network(entry)):
+            yield Finding(
+                Severity.UNSAFE,
+                subject_of(listener),
+                f'believed_claims holds "{entry}", which is this host and the'
+                " backend's: a client for whom a listed proxy claims such an address"
+                " may relay, and more; take the entry out",
+            )
+
+
+def is_loopback(network: Network) -> bool:
+    """Tell whether a network holds addresses of the loopback."""
+    return any(
+        network.version == loop.version and network.overlaps(loop) for loop in LOOPBACK
+    )
+
+
+def _shown(users: tuple[str, ...]) -> str:
+    more = ", ..." if len(users) > MAX_SHOWN else ""
+    return ", ".join(users[:MAX_SHOWN]) + more
