@@ -1,0 +1,561 @@
+"""``proxyshim check`` as an operator runs it, on scripted backends and on real ones.
+
+What each answer means is tests/unit/test_check_findings.py's subject; here it is whether the
+right questions are asked, in time, and with the exit status that follows.
+"""
+
+import re
+import signal
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import cast
+
+import pytest
+from click.testing import CliRunner
+
+import proxyshim
+from proxyshim.check import questions
+from proxyshim.cli import main
+from tests.integration.lab.dovecot import Dovecot
+from tests.integration.lab.netns import Host
+from tests.integration.lab.postfix import Postfix, Smtpd
+from tests.integration.lab.site import MAIL, Site
+
+LIMIT_S = 30.0
+EVERYBODY = re.compile(r".*")
+CLIENTS = ["192.0.2.1", "2001:db8::1", "10.0.0.1", "172.16.0.1", "192.168.0.1"]
+CLIENTS += ["fd00::1", "127.0.0.5"]
+
+
+# --- a backend by script --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Script:
+    """How the backend behaves; by default as a well-kept Postfix.
+
+    *replies* to a verb (or, at "", the greeting; or to a whole line) go before all else:
+    "" is silence, None closes.
+    """
+
+    attributes: str = "NAME ADDR PORT"
+    right: re.Pattern[str] = re.compile(r"127\.0\.0\.1")  # who may send XCLIENT
+    hidden: bool = False  # takes XCLIENT from everybody, and offers it by right
+    keywords: tuple[str, ...] = ("PIPELINING",)
+    relays: re.Pattern[str] = re.compile(r"127\..*")
+    replies: Mapping[str, str | None] = field(default_factory=dict)
+
+
+class ScriptedBackend(socketserver.ThreadingTCPServer):
+    """Answers by a script on a loopback port, and keeps what it was told."""
+
+    daemon_threads = True
+
+    def __init__(self, script: Script) -> None:
+        """Bind to a free port."""
+        super().__init__(("127.0.0.1", 0), _Talk)
+        self.script = script
+        self.sessions: list[list[str]] = []
+
+    @property
+    def name(self) -> str:
+        """Return its address, as the configuration writes it."""
+        return f"127.0.0.1:{self.server_address[1]}"
+
+
+class _Talk(socketserver.StreamRequestHandler):
+    timeout = LIMIT_S
+
+    def handle(self) -> None:
+        server = cast(ScriptedBackend, self.server)
+        self.script, self.client = server.script, "127.0.0.1"
+        self.told: list[str] = []
+        server.sessions.append(self.told)
+        answer = self.script.replies.get("", "220 mta.example.net ESMTP")
+        while answer is not None:
+            self.wfile.write(answer.encode() + b"\r\n" if answer else b"")
+            line = self.rfile.readline().decode("ascii").rstrip("\r\n")
+            if not line:
+                return
+            self.told.append(line)
+            answer = self.answer(line)
+
+    def answer(self, line: str) -> str | None:
+        verb, _, argument = line.partition(" ")
+        for key in (line, verb):
+            if key in self.script.replies:
+                return self.script.replies[key]
+        if verb == "QUIT":
+            self.wfile.write(b"221 Bye\r\n")
+            return None
+        if verb == "EHLO":
+            return self.offer()
+        if verb == "XCLIENT":
+            return self.take_xclient(argument)
+        if verb == "RCPT" and not self.script.relays.fullmatch(self.client):
+            return "554 5.7.1 Relay access denied"
+        return {"MAIL": "250 Ok", "RCPT": "250 Ok", "RSET": "250 Ok"}.get(verb, "500 ?")
+
+    @property
+    def has_right(self) -> bool:
+        return self.script.right.fullmatch(self.client) is not None
+
+    def offer(self) -> str:
+        words = list(self.script.keywords)
+        if self.script.attributes and self.has_right:
+            words.append(f"XCLIENT {self.script.attributes}")
+        lines = ["mta.example.net", *words]
+        return "\r\n".join(
+            f"250{'-' if word is not lines[-1] else ' '}{word}" for word in lines
+        )
+
+    def take_xclient(self, argument: str) -> str:
+        if not (self.has_right or self.script.hidden):
+            return "550 5.7.0 Error: insufficient authorization"
+        found = re.search(r"ADDR=(?:IPV6:)?(\S+)", argument)
+        self.client = found[1] if found else ""
+        return "220 mta.example.net ESMTP"
+
+
+@contextmanager
+def scripted(script: Script) -> Iterator[ScriptedBackend]:
+    with ScriptedBackend(script) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+# --- check ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What it printed, and its exit status."""
+
+    status: int
+    output: str
+
+    def says(self, severity: str, text: str) -> bool:
+        return any(
+            line.startswith(f"{severity} ") and text in line
+            for line in self.output.splitlines()
+        )
+
+
+def config_for(tmp_path: Path, *backends: str, more: str = "") -> Path:
+    """Write a configuration with a listener for each backend."""
+    (tmp_path / "haproxy_hosts").write_text("192.0.2.80\n")
+    listeners = [
+        f'[[listener]]\nname = "mx{number}"\nbind = "127.0.0.1:0"\n'
+        f'haproxy_hosts = "haproxy_hosts"\nbackend = "{backend}"\n{more}\n'
+        for number, backend in enumerate(backends)
+    ]
+    path = tmp_path / "proxyshim.toml"
+    path.write_text("\n".join(listeners))
+    return path
+
+
+def check(path: Path) -> Checked:
+    """Run it in this process: a good second faster than in its own."""
+    done = CliRunner().invoke(main, ["check", "-c", str(path)])
+    print(done.output)
+    if not isinstance(done.exception, SystemExit | None):
+        raise done.exception
+    return Checked(done.exit_code, done.output)
+
+
+def check_on(host: Host | None, path: Path) -> Checked:
+    """Run it as an operator does, on a host of the lab or on this one."""
+    argv = [sys.executable, "-m", "proxyshim", "check", "-c", str(path)]
+    done = subprocess.run(
+        host.command(argv) if host else argv,
+        cwd=Path(proxyshim.__file__).parent.parent,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    print(done.stdout)
+    return Checked(done.returncode, done.stdout)
+
+
+def check_script(script: Script, tmp_path: Path, more: str = "") -> Checked:
+    with scripted(script) as backend:
+        return check(config_for(tmp_path, backend.name, more=more))
+
+
+def test_a_good_backend_is_asked_everything_and_left_politely(tmp_path: Path) -> None:
+    with scripted(Script()) as backend:
+        checked = check(config_for(tmp_path, backend.name))
+    assert checked.status == 0
+    assert checked.output.endswith("fit for use: nothing to mend\n")
+    assert checked.says("ok", "drops the right")
+    assert checked.says(
+        "ok", "does not relay for 10.0.0.1, 172.16.0.1, 192.168.0.1, fd"
+    )
+    own, *others = backend.sessions
+    assert [line.partition(" ")[0] for line in own] == ["EHLO", "QUIT"]
+    assert [re.findall(r"ADDR=(?:IPV6:)?(\S+)", told[1]) for told in others] == [
+        [client] for client in CLIENTS
+    ]
+    assert all(told[-1] == "QUIT" for told in backend.sessions)
+    assert not any(line.startswith("DATA") for told in others for line in told)
+
+
+@pytest.mark.parametrize(
+    ("script", "status"), [(Script(), 0), (Script(relays=EVERYBODY), 1)]
+)
+def test_the_exit_status_is_the_process_s(
+    script: Script, status: int, tmp_path: Path
+) -> None:
+    with scripted(script) as backend:
+        checked = check_on(None, config_for(tmp_path, backend.name))
+    assert checked.output.count("\n") > 5
+    assert checked.status == status
+
+
+KEEPS = Script(right=EVERYBODY)
+NO_IPV6 = "XCLIENT ADDR=IPV6:2001:db8::1 PORT=49152 NAME=[UNAVAILABLE]"
+TIMELY = "connect_timeout_s = 0.3\nreply_timeout_s = 0.3"
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "severity", "says"),
+    [
+        (KEEPS, 0, "warning", "keeps the right to XCLIENT"),
+        (
+            replace(KEEPS, keywords=("STARTTLS", "AUTH PLAIN")),
+            0,
+            "warning",
+            "and AUTH is withheld with STARTTLS;",
+        ),
+        (Script(hidden=True), 1, "UNSAFE", "takes a second XCLIENT"),
+        (Script(keywords=("XFORWARD NAME",)), 0, "warning", "still offers XFORWARD"),
+        (Script(attributes=""), 1, "error", "-o smtpd_authorized_xclient_hosts=127.0"),
+        (Script(attributes="NAME PORT"), 1, "error", "offers XCLIENT without ADDR"),
+        (Script(attributes="ADDR PORT"), 0, "warning", "takes no NAME"),
+        (Script(attributes="NAME ADDR"), 0, "note", "takes no PORT"),
+        (Script(right=re.compile(r"127\..*")), 0, "warning", "right to XCLIENT to 127"),
+        (Script(relays=EVERYBODY), 1, "UNSAFE", "relays for a stranger (192.0.2.1)"),
+        (
+            Script(relays=re.compile(r"2001:.*")),
+            1,
+            "UNSAFE",
+            "relays for a stranger (2001:db8::1)",
+        ),
+        (
+            Script(relays=re.compile(r"10\..*|fd.*")),
+            0,
+            "warning",
+            'untrusted_claims = ["10.0.0.0/8", "fc00::/7"]',
+        ),
+        (Script(replies={"": "421 busy"}), 1, "error", 'greets the shim with "421'),
+        (Script(replies={"": "hello"}), 1, "error", "is this an SMTP server?"),
+        (Script(replies={"": None}), 1, "error", "closed before the reply to connect"),
+        (Script(replies={"EHLO": "550 no"}), 1, "error", "write another as ehlo_name"),
+        (Script(replies={"EHLO": None}), 1, "error", "closed before the reply to EHLO"),
+        (
+            Script(replies={"EHLO": "500 no", "LHLO": "250 ok"}),
+            1,
+            "error",
+            "LMTP is not supported",
+        ),
+        (Script(replies={"": "220 mta LMTP"}), 1, "error", "LMTP is not supported"),
+        (Script(replies={"XCLIENT": "501 no"}), 1, "error", "answered: 501 no; every"),
+        (Script(replies={"XCLIENT": "554 bad"}), 0, "warning", "at once (554 bad)"),
+        (
+            Script(replies={"EHLO [10.0.0.1]": None}),
+            0,
+            "warning",
+            "could not be asked as 10.0.0.1",
+        ),
+        (
+            Script(replies={"EHLO [192.0.2.1]": "550 no"}),
+            0,
+            "warning",
+            "refuses the client 192.0.2.1 at once (EHLO was answered: 550 no)",
+        ),
+        (Script(replies={"": ""}), 1, "error", "no reply to connect within 0.3 s"),
+        (
+            Script(replies={"XCLIENT": ""}),
+            1,
+            "error",
+            "as the client 192.0.2.1: no reply to XCLI within 0.3 s",
+        ),
+        (
+            Script(replies={"RCPT": ""}),
+            1,
+            "error",
+            "as the client 192.0.2.1: no reply to RCPT within 0.3 s",
+        ),
+    ],
+)
+def test_a_backend_is_asked_and_judged(
+    script: Script, status: int, severity: str, says: str, tmp_path: Path
+) -> None:
+    hangs = "" in script.replies.values()
+    checked = check_script(script, tmp_path, TIMELY if hangs else "")
+    assert checked.says(severity, says)
+    assert checked.status == status
+
+
+def test_a_relay_for_one_domain_is_a_final_destination(tmp_path: Path) -> None:
+    refused = {"RCPT TO:<proxyshim-check@example.net>": "554 5.7.1 Relay access denied"}
+    checked = check_script(Script(relays=EVERYBODY, replies=refused), tmp_path)
+    assert checked.says("ok", "does not relay for a stranger (192.0.2.1)")
+    assert checked.status == 0
+
+
+def test_a_silent_backend_is_not_asked_on(tmp_path: Path) -> None:
+    with scripted(Script(replies={"XCLIENT": ""})) as backend:
+        check(config_for(tmp_path, backend.name, more=TIMELY))
+    assert len(backend.sessions) == 2
+
+
+def test_all_questions_together_have_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(questions, "LIMIT_S", 0.3)
+    with scripted(Script(replies={"EHLO [10.0.0.1]": ""})) as backend:
+        checked = check(config_for(tmp_path, backend.name))
+    assert checked.says(
+        "warning", "as 10.0.0.1: the questions were not over within 0.3"
+    )
+    assert len(backend.sessions) == 1 + CLIENTS.index("10.0.0.1") + 1
+
+
+def test_a_backend_that_takes_no_ipv6_is_not_asked_about_more_of_it(
+    tmp_path: Path,
+) -> None:
+    with scripted(Script(replies={NO_IPV6: "501 5.5.4 Bad ADDR syntax"})) as backend:
+        checked = check(config_for(tmp_path, backend.name))
+    assert checked.says("warning", "takes no IPv6 address in XCLIENT")
+    assert not any("fd00::1" in line for told in backend.sessions for line in told)
+    assert checked.status == 0
+
+
+def test_of_a_list_that_was_not_asked_about_nothing_is_said(tmp_path: Path) -> None:
+    checked = check_script(Script(replies={"EHLO [127.0.0.5]": None}), tmp_path)
+    assert "gives the right" not in checked.output
+
+
+def test_who_is_not_believed_is_not_asked_about(tmp_path: Path) -> None:
+    with scripted(Script(relays=re.compile(r"10\..*"))) as backend:
+        settings = 'untrusted_claims = ["10.0.0.0/8"]'
+        checked = check(config_for(tmp_path, backend.name, more=settings))
+    assert not any("10.0.0.1" in line for told in backend.sessions for line in told)
+    assert checked.says("ok", "does not relay for 172.16.0.1, 192.168.0.1, fd00::1")
+
+
+def test_believed_claims_are_asked_about(tmp_path: Path) -> None:
+    settings = 'believed_claims = ["203.0.113.0/24"]'
+    script = Script(relays=re.compile(r"203\..*"))
+    checked = check_script(script, tmp_path, settings)
+    assert checked.says("warning", "relays for 203.0.113.1, and believed_claims has it")
+
+
+def test_without_a_list_no_claims_are_asked_about(tmp_path: Path) -> None:
+    with scripted(Script(relays=re.compile(r"10\..*"))) as backend:
+        path = config_for(tmp_path, backend.name)
+        path.write_text(path.read_text().replace("haproxy_hosts = ", "# "))
+        checked = check(path)
+    assert checked.says("note", "PROXY support is off")
+    assert not any("10.0.0.1" in line for told in backend.sessions for line in told)
+    assert checked.status == 0
+
+
+def test_a_backend_that_several_listeners_share_is_asked_once(tmp_path: Path) -> None:
+    with scripted(Script()) as backend, scripted(KEEPS) as other:
+        path = config_for(tmp_path, backend.name, other.name, backend.name)
+        checked = check(path)
+    assert checked.output.count(f"backend {backend.name}: drops the right") == 1
+    assert checked.says("warning", f"backend {other.name}: keeps the right")
+    assert len(backend.sessions) == 1 + len(CLIENTS)
+
+
+def test_a_backend_that_is_not_there_cannot_be_used(tmp_path: Path) -> None:
+    with socket.socket() as bound:  # and does not listen
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        checked = check(config_for(tmp_path, address))
+    assert checked.says("error", "every client would get a 421; is it running, and is")
+    assert checked.status == 1
+
+
+def test_a_backend_that_is_our_own_listener_is_not_asked(tmp_path: Path) -> None:
+    with scripted(Script()) as backend:
+        path = config_for(tmp_path, backend.name)
+        path.write_text(path.read_text().replace("127.0.0.1:0", backend.name))
+        checked = check(path)
+    assert checked.says("error", "is a listener of proxyshim's own")
+    assert checked.status == 1
+    assert backend.sessions == []
+
+
+def test_what_is_unsafe_in_the_lists_fails_it(tmp_path: Path) -> None:
+    checked = check_script(Script(), tmp_path, 'believed_claims = ["127.0.0.1"]')
+    assert checked.says("UNSAFE", 'believed_claims holds "127.0.0.1"')
+    assert checked.status == 1
+
+
+def test_a_wide_list_is_shown_with_its_line(tmp_path: Path) -> None:
+    with scripted(Script()) as backend:
+        path = config_for(tmp_path, backend.name)
+        (tmp_path / "haproxy_hosts").write_text("192.0.2.80\n\n10.0.0.0/8  # all\n")
+        checked = check(path)
+    assert checked.says("warning", "10.0.0.0/8 (")
+    assert checked.says("warning", "haproxy_hosts: line 3)")
+    assert checked.status == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("bakend", '"127.0.0.1:25"', "did you mean 'backend'?"),
+        ("haproxy_hosts", '"nowhere"', "nowhere: cannot be read"),
+        ("believed_claims", '["mail.example"]', "expected an IP address or network"),
+    ],
+)
+def test_a_configuration_error_says_what_run_says(
+    key: str, value: str, says: str, tmp_path: Path
+) -> None:
+    path = config_for(tmp_path, "127.0.0.1:10025")
+    text = path.read_text().replace('haproxy_hosts = "haproxy_hosts"\n', "")
+    path.write_text(f"{text}{key} = {value}\n")
+    checked = check(path)
+    run = CliRunner().invoke(main, ["run", "-c", str(path)])
+    assert says in checked.output
+    assert (checked.status, checked.output) == (run.exit_code, run.output)
+    assert checked.status == 78
+
+
+# --- real ones ------------------------------------------------------------------------
+
+
+class UnixSmtpd(Smtpd):
+    """A service on a unix socket, which is open to everybody's programs."""
+
+    def line(self) -> str:
+        """Return its entry in master.cf."""
+        return f"{self.address} unix n - y - - smtpd\n"
+
+
+RECOMMENDED = {
+    "smtpd_authorized_xclient_hosts": "127.0.0.1",
+    "smtpd_authorized_xforward_hosts": "",
+}
+SERVICES = {
+    "recommended": Smtpd("127.0.0.1:12025", RECOMMENDED),
+    "v6": Smtpd(
+        "[::1]:12026", {**RECOMMENDED, "smtpd_authorized_xclient_hosts": "[::1]"}
+    ),
+    "xforward": Smtpd(
+        "127.0.0.1:12027", {"smtpd_authorized_xclient_hosts": "127.0.0.1"}
+    ),
+    "wide": Smtpd(
+        "127.0.0.1:12028",
+        {**RECOMMENDED, "smtpd_authorized_xclient_hosts": "127.0.0.0/8"},
+    ),
+    "private": Smtpd(
+        "127.0.0.1:12029", {**RECOMMENDED, "mynetworks": "10.0.0.0/8 [fd00::]/8"}
+    ),
+    "open": Smtpd("127.0.0.1:12030", {**RECOMMENDED, "mynetworks": "0.0.0.0/0"}),
+    "unadvised": Smtpd("127.0.0.1:12031"),
+    "unadvised-v6": Smtpd("[::1]:12032"),
+    "unadvised-unix": UnixSmtpd("frontdoor"),
+}
+
+
+@pytest.fixture(scope="module")
+def postfix(site: Site) -> Iterator[Postfix]:
+    place = site.new_place("postfix-checked")
+    settings = {"smtpd_authorized_xforward_hosts": "127.0.0.0/8"}
+    running = Postfix(site.mail, place, SERVICES, settings)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.mark.usefixtures("postfix")
+@pytest.mark.parametrize(
+    ("service", "status", "severity", "says"),
+    [
+        ("recommended", 0, "ok", "drops the right to XCLIENT"),
+        ("v6", 0, "ok", "to the shim, and not to ::5"),
+        ("xforward", 0, "warning", "add to the service in master.cf: -o smtpd_author"),
+        ("wide", 0, "warning", "gives the right to XCLIENT to 127.0.0.5 too"),
+        (
+            "private",
+            0,
+            "warning",
+            'write untrusted_claims = ["10.0.0.0/8", "fc00::/7"]',
+        ),
+        ("open", 1, "UNSAFE", "relays for a stranger (192.0.2.1)"),
+    ],
+)
+def test_postfix_is_judged(
+    site: Site, service: str, status: int, severity: str, says: str, tmp_path: Path
+) -> None:
+    path = config_for(tmp_path, SERVICES[service].address)
+    checked = check_on(site.mail, path)
+    assert checked.says(severity, says)
+    assert checked.status == status
+    if severity == "ok":
+        assert checked.output.endswith("fit for use: nothing to mend\n")
+
+
+@pytest.mark.parametrize("service", ["unadvised", "unadvised-v6", "unadvised-unix"])
+def test_what_it_says_to_write_makes_it_work(
+    site: Site, postfix: Postfix, service: str, tmp_path: Path
+) -> None:
+    place = postfix.mail.parent
+    address = SERVICES[service].address
+    if isinstance(SERVICES[service], UnixSmtpd):
+        address = f"unix:{place}/queue/public/{address}"
+    path = config_for(tmp_path, address)
+    before = check_on(site.mail, path)
+    assert before.status == 1
+    advice = re.search(r"write into master\.cf: (.*)", before.output)
+    assert advice is not None
+    master_cf = place / "etc" / "master.cf"
+    old = SERVICES[service].line().strip()
+    assert old in master_cf.read_text()
+    master_cf.write_text(master_cf.read_text().replace(old, advice[1]))
+    mark = postfix.lines.mark()
+    postfix.signal(signal.SIGHUP)
+    postfix.lines.wait_for("reload -- version", since=mark)
+
+    after = check_on(site.mail, path)
+    assert after.says("ok", "drops the right")
+    assert after.status == 0
+
+
+def test_dovecot_keeps_the_right(site: Site, tmp_path: Path) -> None:
+    running = Dovecot(
+        site.mail,
+        site.new_place("dovecot-checked"),
+        listen=("127.0.0.1", 12587),
+        relay=site.direct("plain", MAIL),
+        certificate=site.certificate,
+    )
+    try:
+        checked = check_on(site.mail, config_for(tmp_path, "127.0.0.1:12587"))
+    finally:
+        running.stop()
+    assert checked.says("warning", "keeps the right to XCLIENT after its use")
+    assert checked.says("warning", "and AUTH is withheld with STARTTLS")
+    assert checked.says("warning", "a backend that takes the PROXY protocol itself")
+    assert checked.status == 0
