@@ -1,0 +1,494 @@
+"""Direct, or behind HAProxy and proxyshim: the MTA can't tell the two apart.
+
+One script is played twice against the same Postfix, by the same client.  What the client
+hears, what Postfix logs and what it writes into the mail must be equal.  What is not is
+in DIFFERENCES, by its heading in docs/explanation/what-the-mta-sees.md.
+"""
+
+import base64
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import pytest
+
+from tests.docs import ROOT, read_document
+from tests.integration.lab.clients import Conversation
+from tests.integration.lab.policy import Told
+from tests.integration.lab.postfix import queue_id_of
+from tests.integration.lab.sasl import PASSWORD, USER
+from tests.integration.lab.twin_site import (
+    AT_ONCE,
+    CLIENTS,
+    LONGEST,
+    TwinSite,
+    Way,
+    open_twin_site,
+)
+
+HELO: Final = "helo.example"
+CONTENT: Final = b"Subject: twins\r\n\r\none\r\n..two\r\n.\r\n"
+CLOSED: Final = "(closed)"
+
+Script = Callable[[Conversation], Iterator[str]]
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[TwinSite]:
+    with open_twin_site() as made:
+        yield made
+
+
+# What is different, and taken out before comparing; all else has to be equal.
+DIFFERENCES: Final = {
+    "How a connection begins and ends in the log": [
+        (r"^connect from \S+$", "connect from"),
+        (r"^(disconnect from \S+) .*", r"\1"),
+    ],
+    "Warnings about names": [
+        (r"^warning: hostname \S+ does not resolve to address .*", ""),
+        (r"^warning: valid_hostname: .*", ""),
+        (r"^warning: numeric hostname: .*", ""),
+    ],
+}
+# Others, for which a test of its own stands below.
+TESTED_BELOW: Final = {
+    "After a refusal at connect",
+    "Names that are numbers",
+    "Which of our addresses it was",
+    "XCLIENT from a client",
+}
+# And those for which there is none: what it would take is said there.
+NOT_TESTED: Final = {
+    "When the DNS is asked, and for how long",
+    "Search domains and other sources of names",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One run of a script, from both ends."""
+
+    heard: list[str]
+    logged: list[str]
+    headers: list[str]
+
+
+# The scripts: what comes back is part of them only where it decides what may follow.
+
+
+def mail(talk: Conversation, helo: str = HELO) -> Iterator[str]:
+    yield str(talk.reply())
+    yield str(talk.ask(f"EHLO {helo}"))
+    yield from transaction(talk)
+    yield str(talk.ask("QUIT"))
+
+
+def transaction(talk: Conversation) -> Iterator[str]:
+    """Try to relay, then to deliver."""
+    yield str(talk.ask("MAIL FROM:<sender@client.example>"))
+    yield str(talk.ask("RCPT TO:<someone@elsewhere.example>"))
+    yield str(talk.ask("RCPT TO:<user@example.test>"))
+    reply = talk.ask("DATA")
+    yield str(reply)
+    if reply.code == 354:
+        talk.send(CONTENT)
+        yield str(talk.reply())
+
+
+def login(talk: Conversation, password: str = PASSWORD) -> Iterator[str]:
+    """Relay, after AUTH."""
+    yield str(talk.reply())
+    yield str(talk.ask(f"EHLO {HELO}"))
+    secret = base64.b64encode(f"\0{USER}\0{password}".encode()).decode()
+    yield str(talk.ask(f"AUTH PLAIN {secret}"))
+    yield from transaction(talk)
+    yield str(talk.ask("QUIT"))
+
+
+def inside_tls(talk: Conversation, then: Script) -> Iterator[str]:
+    yield str(talk.reply())
+    yield str(talk.ask(f"EHLO {HELO}"))
+    yield str(talk.ask("STARTTLS"))
+    secured = talk.start_tls()
+    # The script begins with a greeting, which does not come again inside TLS.
+    secured.send(b"NOOP\r\n")
+    yield from then(secured)
+    secured.close()
+
+
+def pipelined(talk: Conversation) -> Iterator[str]:
+    yield str(talk.reply())
+    yield str(talk.ask(f"EHLO {HELO}"))
+    talk.send(
+        b"MAIL FROM:<a@client.example> SIZE=1000 BODY=8BITMIME\r\n"
+        b"RCPT TO:<user@example.test> NOTIFY=NEVER\r\nRCPT TO:<user2@example.test>\r\n"
+        b"BDAT 18\r\nSubject: twins\r\n\r\nBDAT 5 LAST\r\none\r\nVRFY x\r\nQUIT\r\n"
+    )
+    for _ in range(7):
+        yield str(talk.reply())
+
+
+# Playing and comparing.
+
+
+def play(site: TwinSite, way: Way, service: str, client: str, script: Script) -> Seen:
+    """Play the script that way; return what was seen, freed of what differs each time."""
+    log = site.postfix.lines
+    mark = log.mark()
+    address = CLIENTS[client]
+    with Conversation.open(site.client, way.to(service, address), address) as talk:
+        port = talk.port
+        heard = list(until_closed(script(talk)))
+    log.wait_for(r"smtpd\[\d+\]: disconnect from", since=mark)
+    logged = [line for line in log.since(mark) if "postfix/smtpd[" in line]
+    headers = [
+        header
+        for reply in heard
+        if "queued as" in reply
+        for header in headers_of(site.postfix.stored(queue_id_of(reply)))
+    ]
+    events = [line.split("]: ", 1)[1] for line in logged]
+    return Seen(*(timeless(texts, port) for texts in (heard, events, headers)))
+
+
+def until_closed(replies: Iterator[str]) -> Iterator[str]:
+    for reply in replies:
+        yield reply or CLOSED
+        if not reply:
+            return
+
+
+def headers_of(stored: str) -> list[str]:
+    """Return the headers, each in one line."""
+    return re.sub(r"\n[ \t]+", " ", stored.partition("\n\n")[0]).split("\n")
+
+
+TIMELESS: Final = [
+    (r"\b[0-9A-F]{10,12}\b", "ID"),
+    (r"\w{3}, +\d+ \w{3} \d{4} [\d:]{8} [+-]\d{4} \(\w+\)", "DATE"),
+    (r"<\d{14}\.ID@", "<DATE.ID@"),
+    (r"/inbox/\S+", "/inbox/FILE"),
+]
+
+
+def timeless(texts: list[str], port: int) -> list[str]:
+    """Take out queue ids, dates and the client's port."""
+    rules = [*TIMELESS, (rf"\]:{port}\b", "]:PORT")]
+    return [rewritten(text, rules) for text in texts]
+
+
+def rewritten(text: str, rules: list[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def unexplained(seen: Seen) -> Seen:
+    """Return it without the differences that have an explanation."""
+    rules = [rule for each in DIFFERENCES.values() for rule in each]
+    logged = [rewritten(line, rules) for line in seen.logged]
+    return Seen(seen.heard, [line for line in logged if line], seen.headers)
+
+
+def play_both(
+    site: TwinSite, service: str, client: str, script: Script = mail
+) -> tuple[Seen, Seen]:
+    """Play it both ways, and return what is seen directly and behind."""
+    direct, behind = (
+        unexplained(play(site, way, service, client, script))
+        for way in (site.direct, site.behind)
+    )
+    return direct, behind
+
+
+def looks_the_same(
+    site: TwinSite, service: str, client: str, script: Script = mail
+) -> Seen:
+    """Check that nothing but what is explained differs; return what is seen."""
+    direct, behind = play_both(site, service, client, script)
+    assert behind == direct
+    return direct
+
+
+# Who the client is.
+
+NAMES: Final = {
+    "named": "named.example",
+    "named_v6": "named6.example",
+    "two_ptr": "first.example",
+    "underscore": "a_b.example",
+    "bare_label": "bare",
+    "upper_case": "UPPER.Example",
+    "longest_name": LONGEST,
+    "etc_hosts": "relay.corp.example",
+    "etc_hosts_bare": "oldrelay",
+    "many_addresses": "many.example",
+}
+UNKNOWN: Final = [
+    "mismatch",
+    "mismatch_v6",
+    "name_does_not_exist",
+    "no_ptr",
+    "no_ptr_v6",
+    "two_ptr_first_does_not_match",
+    "two_ptr_first_is_no_host_name",
+    "trailing_hyphen",
+    "numeric",
+    "ptr_says_localhost",
+    "dns_timeout",
+    "dns_timeout_forward",
+    "dns_refused",
+    "dns_refused_forward",
+    "space",
+    "nul",
+    "not_ascii",
+    "claims_a_name_of_etc_hosts",
+]
+# Those for whom the DNS fails: 450, where the others have a lasting 550.
+FOR_NOW: Final = [client for client in UNKNOWN if client.startswith("dns_")]
+# Those whose PTR is a host name, be it confirmed or not.
+WITH_REVERSE_NAME: Final = [
+    "mismatch",
+    "mismatch_v6",
+    "name_does_not_exist",
+    "two_ptr_first_does_not_match",
+    "ptr_says_localhost",
+    "dns_timeout_forward",
+    "dns_refused_forward",
+    "claims_a_name_of_etc_hosts",
+]
+
+
+@pytest.mark.parametrize("client", [*NAMES, *UNKNOWN])
+def test_who_the_client_is(site: TwinSite, client: str) -> None:
+    seen = looks_the_same(site, "plain", client)
+    address = CLIENTS[client]
+    name = NAMES.get(client, "unknown")
+    assert f"ID: client={name}[{address}]:PORT" in seen.logged
+    written = f"[IPv6:{address}]" if ":" in address else f"[{address}]"
+    received = f"Received: from {HELO} ({name} {written})"
+    assert any(header.startswith(received) for header in seen.headers)
+
+
+@pytest.mark.parametrize("client", [*NAMES, *UNKNOWN])
+def test_who_has_no_name(site: TwinSite, client: str) -> None:
+    seen = looks_the_same(site, "names", client)
+    if client in NAMES:
+        assert any("queued as" in reply for reply in seen.heard)
+    else:
+        code = "450 4.7.25" if client in FOR_NOW else "550 5.7.25"
+        assert any(reply.startswith(code) for reply in seen.heard)
+
+
+@pytest.mark.parametrize("client", ["named", "no_ptr_v6", "nul", *WITH_REVERSE_NAME])
+def test_who_has_no_reverse_name(site: TwinSite, client: str) -> None:
+    seen = looks_the_same(site, "reverse", client)
+    accepted = any("queued as" in reply for reply in seen.heard)
+    assert accepted == (client in WITH_REVERSE_NAME or client in NAMES)
+
+
+# What is decided by that.
+
+
+@pytest.mark.parametrize("client", ["named", "blocklisted", "blocklisted_v6"])
+def test_blocklists(site: TwinSite, client: str) -> None:
+    seen = looks_the_same(site, "blocklist", client)
+    refused = any("blocked using dnsbl.example" in reply for reply in seen.heard)
+    assert refused == client.startswith("blocklisted")
+
+
+ACCESS: Final = {
+    "named": None,
+    "access_by_address": "by address",
+    "access_by_name": "by name",
+    "access_by_parent": "by name",
+    "access_by_unconfirmed_name": None,
+    "access_by_reverse_name": "by reverse name",
+}
+
+
+@pytest.mark.parametrize(("client", "why"), ACCESS.items(), ids=ACCESS)
+def test_access_maps(site: TwinSite, client: str, why: str | None) -> None:
+    seen = looks_the_same(site, "access", client)
+    if why is None:
+        assert any("queued as" in reply for reply in seen.heard)
+    else:
+        assert any(reply.endswith(f"rejected: {why}") for reply in seen.heard)
+
+
+@pytest.mark.parametrize("client", ["named", "friend", "friend_v6"])
+def test_who_may_relay(site: TwinSite, client: str) -> None:
+    seen = looks_the_same(site, "plain", client)
+    relays = not any("Relay access denied" in reply for reply in seen.heard)
+    assert relays == client.startswith("friend")
+
+
+@pytest.mark.parametrize(
+    "helo", [HELO, "nowhere.example", "short", "-bad-", "[198.51.100.11]"]
+)
+@pytest.mark.parametrize("service", ["helo", "helo" + AT_ONCE])
+def test_helo_checks(site: TwinSite, service: str, helo: str) -> None:
+    looks_the_same(site, service, "named", partial(mail, helo=helo))
+
+
+def test_pipelining_and_chunking(site: TwinSite) -> None:
+    seen = looks_the_same(site, "plain", "named", pipelined)
+    assert any("queued as" in reply for reply in seen.heard)
+
+
+# Refused at connect (smtpd_delay_reject = no).
+
+AT_CONNECT: Final = [
+    ("blocklist", "named", "220"),
+    ("blocklist", "blocklisted", "554 5.7.1"),
+    ("blocklist", "blocklisted_v6", "554 5.7.1"),
+    ("access", "access_by_address", "554 5.7.1"),
+    ("access", "access_by_name", "554 5.7.1"),
+    ("access", "access_by_parent", "554 5.7.1"),
+    ("access", "access_by_reverse_name", "554 5.7.1"),
+    ("names", "named", "220"),
+    ("names", "no_ptr", "550 5.7.25"),
+    ("names", "dns_timeout", "450 4.7.25"),
+    ("reverse", "no_ptr", "550 5.7.1"),
+    ("reverse", "mismatch", "220"),
+    ("reverse", "dns_refused", "450 4.7.1"),
+]
+
+
+@pytest.mark.parametrize(("service", "client", "code"), AT_CONNECT)
+def test_who_is_refused_at_connect(
+    site: TwinSite, service: str, client: str, code: str
+) -> None:
+    """Heard and logged are the same; then proxyshim takes leave of both sides."""
+    direct, behind = play_both(site, service + AT_ONCE, client)
+    assert direct.heard[0].startswith(code)
+    if code == "220":
+        assert behind == direct
+        return
+    assert behind.heard == [direct.heard[0], CLOSED]
+    at_connect = "NOQUEUE: reject: CONNECT from"
+    assert any(line.startswith(at_connect) for line in direct.logged)
+    at_xclient = "NOQUEUE: reject: XCLIENT from"
+    assert behind.logged == [
+        line.replace(at_connect, at_xclient) for line in direct.logged
+    ]
+
+
+# Anvil: connections at one time, and in a minute.
+
+
+def greetings(site: TwinSite, way: Way, service: str, at_once: bool) -> list[str]:
+    """Connect three times, and keep the connections or end them; return the greetings."""
+    address = CLIENTS[service]
+    log = site.postfix.lines
+    mark = log.mark()
+    talks, heard = [], []
+    for count in (1, 2, 3):
+        talk = Conversation.open(site.client, way.to(service, address), address)
+        talks.append(talk)
+        heard.append(str(talk.reply()))
+        if not at_once:
+            talk.ask("QUIT")
+            talk.close()
+            log.wait_for("disconnect from", since=mark, count=count)
+    for talk in talks:
+        talk.close()
+    log.wait_for("disconnect from", since=mark, count=3)
+    return heard
+
+
+@pytest.mark.parametrize(("service", "at_once"), [("crowd", True), ("rush", False)])
+def test_limits_on_connections(site: TwinSite, service: str, at_once: bool) -> None:
+    direct = greetings(site, site.direct, service, at_once)
+    assert direct[1].startswith("220")
+    assert direct[2].startswith("421 4.7.0")
+    assert greetings(site, site.behind, service, at_once) == direct
+
+
+# TLS and AUTH.
+
+
+def test_starttls(site: TwinSite) -> None:
+    seen = looks_the_same(site, "login", "named", partial(inside_tls, then=mail))
+    assert any("TLSv1.3" in header for header in seen.headers)
+
+
+@pytest.mark.parametrize(
+    "script", [login, partial(inside_tls, then=login)], ids=["plaintext", "tls"]
+)
+def test_who_logs_in_may_relay(site: TwinSite, script: Script) -> None:
+    seen = looks_the_same(site, "login", "named", script)
+    assert not any("Relay access denied" in reply for reply in seen.heard)
+    assert any(f"(Authenticated sender: {USER})" in each for each in seen.headers)
+
+
+def test_a_wrong_password(site: TwinSite) -> None:
+    seen = looks_the_same(site, "login", "named", partial(login, password="wrong"))
+    assert any(reply.startswith("535") for reply in seen.heard)
+
+
+# What policy servers are told; milters are told the same.
+
+
+def told(site: TwinSite, way: Way, client: str) -> Told:
+    site.policy.told.clear()
+    play(site, way, "policy", client, mail)
+    [first] = site.policy.told
+    fleeting = {"instance", "client_port"}
+    return {key: value for key, value in first.items() if key not in fleeting}
+
+
+@pytest.mark.parametrize(
+    "client", ["named", "named_v6", "mismatch", "no_ptr", "dns_refused_forward"]
+)
+def test_what_a_policy_server_is_told(site: TwinSite, client: str) -> None:
+    direct = told(site, site.direct, client)
+    behind = told(site, site.behind, client)
+    changed = {key for key in direct | behind if direct.get(key) != behind.get(key)}
+    assert changed == {"server_address", "server_port"}
+    address = CLIENTS[client]
+    assert (behind["server_address"], int(behind["server_port"])) == site.behind.to(
+        "policy", address
+    )
+
+
+# The other differences.
+
+
+def test_a_name_that_is_a_number_is_not_confirmed(site: TwinSite) -> None:
+    direct, behind = play_both(site, "names", "number_in_disguise")
+    assert any("queued as" in reply for reply in direct.heard)
+    assert any(reply.startswith("550 5.7.25") for reply in behind.heard)
+    # As a reverse name it counts.
+    direct, behind = play_both(site, "reverse", "number_in_disguise")
+    assert behind.heard == direct.heard
+
+
+def test_a_clients_own_xclient(site: TwinSite) -> None:
+    """Outside a transaction the refusal is Postfix's own, word for word."""
+
+    def script(talk: Conversation) -> Iterator[str]:
+        yield str(talk.reply())
+        yield str(talk.ask(f"EHLO {HELO}"))
+        yield str(talk.ask("XCLIENT ADDR=127.0.0.1"))
+        yield str(talk.ask("MAIL FROM:<sender@client.example>"))
+        yield str(talk.ask("XCLIENT ADDR=127.0.0.1"))
+        yield str(talk.ask("QUIT"))
+
+    direct, behind = play_both(site, "plain", "named", script)
+    refusal = "550 5.7.0 Error: insufficient authorization"
+    assert direct.heard[2:5:2] == [
+        refusal,
+        "503 5.5.1 Error: MAIL transaction in progress",
+    ]
+    assert behind.heard[2:5:2] == [refusal, refusal]
+    assert behind.heard[:2] == direct.heard[:2]
+
+
+def test_every_difference_is_explained_in_the_documents() -> None:
+    page = read_document(ROOT / "docs" / "explanation" / "what-the-mta-sees.md")
+    explained = re.findall(r"(?m)^### (.+)$", page.text)
+    assert set(explained) == set(DIFFERENCES) | TESTED_BELOW | NOT_TESTED

@@ -1,0 +1,103 @@
+"""The files in etc/: they work as they stand, and show every key with its default."""
+
+import dataclasses
+import itertools
+import re
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxyshim import config
+from proxyshim.allowlist import Allowlist
+
+ETC = Path(__file__).parent.parent.parent / "etc"
+EXAMPLE = ETC / "proxyshim.toml"
+HOSTS = ETC / "haproxy_hosts"
+
+TABLES = {
+    "log": config.Log,
+    "metrics": config.Metrics,
+    "dns": config.Dns,
+    "listener": config.ListenerSettings,
+}
+
+# A comment that is a key: no blank behind the "#".
+COMMENTED_KEY = re.compile(r"(?m)^#(\w+ *= *.+)$")
+
+
+def shown() -> dict[str, Any]:
+    """Return the tables with the keys that are commented out among the others."""
+    tables = tomllib.loads(COMMENTED_KEY.sub(r"\1", EXAMPLE.read_text("utf-8")))
+    [tables["listener"]] = tables["listener"]
+    return tables
+
+
+def commented() -> dict[str, Any]:
+    """Return only what is commented out, table by table."""
+    lines = EXAMPLE.read_text("utf-8").splitlines()
+    kept = [line for line in lines if re.match(r"\[|#\w+ *= ", line)]
+    tables = tomllib.loads(COMMENTED_KEY.sub(r"\1", "\n".join(kept)))
+    [tables["listener"]] = tables["listener"]
+    return tables
+
+
+def test_it_loads_as_it_stands(tmp_path: Path) -> None:
+    shutil.copy(EXAMPLE, tmp_path)
+    shutil.copy(HOSTS, tmp_path)
+    loaded = config.load(tmp_path / EXAMPLE.name)
+    assert loaded.metrics is not None
+    assert [len(each.allowlist) for each in loaded.listeners] == [0]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_key_is_shown(table: str) -> None:
+    fields = {field.name for field in dataclasses.fields(TABLES[table])}
+    assert set(shown()[table]) == fields
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_what_is_commented_out_is_the_default(table: str) -> None:
+    defaults = {
+        field.name: list(field.default)
+        if isinstance(field.default, tuple)
+        else field.default
+        for field in dataclasses.fields(TABLES[table])
+    }
+    assert commented()[table] == {key: defaults[key] for key in commented()[table]}
+
+
+def test_it_still_loads_with_every_comment_taken_away(tmp_path: Path) -> None:
+    text = COMMENTED_KEY.sub(r"\1", EXAMPLE.read_text("utf-8"))
+    (tmp_path / "proxyshim.toml").write_text(text)
+    shutil.copy(HOSTS, tmp_path)
+    config.load(tmp_path / "proxyshim.toml")
+
+
+def test_every_key_is_explained() -> None:
+    """Right above each key stands a comment."""
+    lines = EXAMPLE.read_text("utf-8").splitlines()
+    for above, line in itertools.pairwise(lines):
+        if re.match(r"#?\w+ *= ", line):
+            assert above.startswith("# "), line
+
+
+def test_durations_and_sizes_say_their_unit() -> None:
+    text = EXAMPLE.read_text("utf-8")
+    for unit, suffix in (("Seconds", "_s"), ("Octets", "_octets")):
+        for key in shown()["listener"]:
+            if key.endswith(suffix):
+                comment = re.search(rf"((?:^# .*\n)+)#{key} =", text, re.MULTILINE)
+                assert comment is not None, key
+                assert comment[1].startswith(f"# {unit}"), key
+
+
+def test_the_list_of_proxies_lists_nobody_as_it_stands() -> None:
+    assert len(Allowlist.parse(HOSTS.read_text("utf-8"), "haproxy_hosts")) == 0
+
+
+def test_the_examples_in_the_list_of_proxies_are_entries() -> None:
+    entries = re.findall(r"(?m)^#   (\S.*)$", HOSTS.read_text("utf-8"))
+    assert len(Allowlist.parse("\n".join(entries), "haproxy_hosts")) == len(entries) > 0
