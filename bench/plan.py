@@ -1,0 +1,59 @@
+"""How much is measured: all of it, or enough to see that everything works."""
+
+from dataclasses import dataclass
+
+from bench.programs import Load
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The size of a run."""
+
+    rounds: int
+    sessions: int  # in a round, of one message each
+    bodies: int  # sessions with a message of 10 MB in a round
+    held: tuple[int, ...]  # idle sessions, for their memory
+    open_besides: tuple[int, ...]  # idle sessions while others work
+    entries: tuple[int, ...]  # of the allowlist
+
+    def rows(self) -> dict[str, Load]:
+        """Return what is done in each round, by the name in the table."""
+        many = self.sessions
+        return {
+            "one message, v2": Load(many),
+            "one message, v1": Load(many, header="v1"),
+            "one message, PIPELINING": Load(many, pipelining=True),
+            "ten messages": Load(many // 5, messages=10),
+            "connect and quit": Load(many, messages=0),
+        }
+
+    def body(self) -> Load:
+        """Return the sessions with big messages."""
+        return Load(self.bodies, at_once=4, octets=10_000_000)
+
+    def greetings(self) -> dict[int, Load]:
+        """Return the sessions whose time to greeting counts, by how many at once."""
+        many = self.sessions
+        return {
+            1: Load(many // 4, at_once=1, messages=0),
+            20: Load(many, at_once=20, messages=0),
+            200: Load(many, at_once=200, messages=0),
+        }
+
+
+FULL = Plan(
+    rounds=5,
+    sessions=1_500,
+    bodies=30,
+    held=(1_500, 9_000),
+    open_besides=(10, 1_000, 5_000),
+    entries=(10, 1_000, 100_000),
+)
+QUICK = Plan(
+    rounds=2,
+    sessions=400,
+    bodies=8,
+    held=(500,),
+    open_besides=(10, 500),
+    entries=(10, 1_000),
+)
