@@ -95,7 +95,8 @@ def _load(path: Path) -> Config:
 
 
 def _complain(error: ConfigError) -> NoReturn:
-    click.echo(f"proxyshim: {error}", err=True)
+    for line in str(error).splitlines():
+        click.echo(f"{logs.mark('error')}proxyshim: {line}", err=True)
     sys.exit(EX_CONFIG)
 
 

@@ -70,8 +70,8 @@ def _check_backend(value: str) -> str:
 
 def _check_metrics_bind(value: str) -> str:
     name = _read_name(value)
-    if not name.host:
-        raise ValueError('expected "address:port"')
+    if name.path:
+        raise ValueError('expected "address:port" or "systemd:NAME"')
     return value
 
 
@@ -136,7 +136,7 @@ class Log:
 class Metrics:
     """The table [metrics]: absent means off."""
 
-    # Where /metrics, /livez and /readyz are served over HTTP: "address:port".
+    # Where /metrics, /livez and /readyz are served over HTTP: "address:port", or "systemd:NAME".
     bind: Annotated[Text, AfterValidator(_check_metrics_bind)]
 
 

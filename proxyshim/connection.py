@@ -44,6 +44,7 @@ class Connection:
 
     __slots__ = (
         "_backlog",
+        "_end_told",
         "_ended",
         "_fd",
         "_loop",
@@ -80,6 +81,7 @@ class Connection:
         self._ended = False  # the other end shut down or reset: reading will show it
         self._paused = False
         self._pumping = False  # a call of _pump is on its way
+        self._end_told = False  # to on_data
         self._shut = False
         self.backlog_octets = 0
         self.octets_received = 0
@@ -104,7 +106,7 @@ class Connection:
         if self._waiter is not None:
             if not self._waiter.done():
                 self._waiter.set_result(None)
-        elif self._readable and self._on_data is not None:
+        elif self._readable and not self._end_told:
             self._pump()
 
     # Reading.
@@ -117,6 +119,7 @@ class Connection:
             self._readable = False
             return None
         # A short read of a stream has taken all there was (epoll(7)), but for its end.
+        self._ended = self._ended or count == 0
         self._readable = count == _BUFFER_OCTETS or self._ended
         self.octets_received += count
         return bytes(_VIEW[:count])
@@ -158,7 +161,7 @@ class Connection:
     def resume_reading(self) -> None:
         """Undo pause_reading(); what is there already is given a moment later."""
         self._paused = False
-        if self._readable and not self._pumping:
+        if self._readable and not (self._pumping or self._end_told):
             self._pumping = True
             self._loop.call_soon(self._pump_later)
 
@@ -172,7 +175,8 @@ class Connection:
 
     def _pump(self) -> None:
         """Give one read to the callback; if there is more, come back after the others."""
-        if self._paused or not self._readable or self._on_data is None:
+        on_data = self._on_data
+        if on_data is None or self._paused or self._end_told or not self._readable:
             return
         try:
             data = self.receive_now()
@@ -183,9 +187,8 @@ class Connection:
             return
         if data is None:
             return
-        on_data = self._on_data
         if not data:
-            self._readable = self._ended = False  # the end comes once
+            self._end_told = True
         on_data(data)
         if self._readable and not self._paused:
             self.resume_reading()

@@ -7,7 +7,6 @@ SIGUSR2           upgrade in place: a successor takes over, this process serves 
 
 import asyncio
 import gc
-import os
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Final
@@ -17,13 +16,15 @@ import structlog
 from proxyshim.config import Config, load
 from proxyshim.errors import ConfigError
 from proxyshim.server import Server
-from proxyshim.successor import Successor, say_ready
+from proxyshim.successor import Predecessor, Successor
 from proxyshim.systemd import Manager
 
 # A successor that does not serve within this is given up.
 _SUCCESSOR_READY_S: Final = 30.0
 # The watchdog is fed, and STATUS= told, at half the interval; without one, this often.
 _BEAT_S: Final = 5.0
+# A successor that shows no life for so long is ended, where no watchdog says how long.
+_SILENT_S: Final = 30.0
 
 
 class Daemon:
@@ -36,6 +37,7 @@ class Daemon:
         self._server = Server(config)
         self._manager = Manager()
         self._stop = asyncio.Event()
+        self._predecessor: Predecessor | None = None  # while it is, it speaks for us
         self._successor: Successor | None = None
         self._handed_over = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -49,16 +51,19 @@ class Daemon:
         await self._server.start()
         self._started.set()
         gc.freeze()  # what is loaded by now stays; sessions alone are looked through
-        say_ready()
-        self._manager.notify("READY=1", self._status())
+        self._predecessor = Predecessor.find()
+        if self._predecessor is not None:
+            self._predecessor.watch(self._take_charge)
+        self._tell("READY=1", self._status())
         self._beat()
         await self._stop.wait()
         if not self._handed_over:
-            self._manager.notify("STOPPING=1", self._status())
+            self._tell("STOPPING=1", self._status())
             if self._successor is not None:
                 self._successor.kill()
         await self._server.close()
         if self._successor is not None:
+            self._tell(f"MAINPID={self._successor.pid}")
             self._successor.let_go()
         self._manager.close()
 
@@ -76,17 +81,35 @@ class Daemon:
 
     # The service manager.
 
+    def _tell(self, *assignments: str) -> None:
+        """Tell the manager, who hears nobody but the main process."""
+        if self._predecessor is None:
+            self._manager.notify(*assignments)
+
+    def _take_charge(self) -> None:
+        """The predecessor has ended, and this is the main process now."""
+        if not self._stop.is_set():
+            self._predecessor = None
+            self._tell_of_life()
+
     def _beat(self) -> None:
         """Show that the loop turns; a loop that hangs shows by not doing so."""
         watchdog_s = self._manager.watchdog_s
-        if not self._handed_over:
-            self._manager.notify("WATCHDOG=1", self._status())
+        self._tell_of_life()
+        if self._predecessor is not None:
+            self._predecessor.say_alive()
+        if self._successor is not None and self._handed_over:
+            self._successor.end_if_silent(watchdog_s or _SILENT_S)
         every_s = min(watchdog_s / 2, _BEAT_S) if watchdog_s else _BEAT_S
         asyncio.get_running_loop().call_later(every_s, self._beat)
 
+    def _tell_of_life(self) -> None:
+        fed = () if self._manager.watchdog_s is None else ("WATCHDOG=1",)
+        self._tell(*fed, self._status())
+
     def _status(self) -> str:
         number = self._server.sessions_open
-        if self._stop.is_set():
+        if self._stop.is_set() or self._handed_over:
             return f"STATUS=Draining, {number} sessions left"
         return f"STATUS=Serving, {number} sessions"
 
@@ -95,21 +118,30 @@ class Daemon:
     async def _reload(self) -> None:
         await self._started.wait()
         async with self._reloading:
-            if self._handed_over:
+            if self._successor is not None and self._handed_over:
+                self._successor.send_signal(signal.SIGHUP)
                 return
-            self._manager.notify_reloading()
+            if self._predecessor is None:
+                self._manager.notify_reloading()
             try:
                 config = await asyncio.to_thread(load, self._config.path)
                 await self._server.reload(config)
             except ConfigError as error:
                 self._log.error("config_rejected", detail=str(error))
             finally:
-                self._manager.notify("READY=1", self._status())
+                self._tell("READY=1", self._status())
 
     # SIGUSR2.
 
     def _upgrade(self) -> None:
-        if self._successor or self._stop.is_set() or not self._started.is_set():
+        if self._predecessor is not None and self._predecessor.has_ended():
+            self._take_charge()
+        if (
+            self._predecessor
+            or self._successor
+            or self._stop.is_set()
+            or not self._started.is_set()
+        ):
             self._log.warning(
                 "upgrade_refused", detail="one is under way, or we start or stop"
             )
@@ -135,7 +167,6 @@ class Daemon:
         if self._successor is None or self._stop.is_set():
             return
         self._handed_over = True
-        self._manager.notify(f"MAINPID={self._successor.pid}")
         self._server.hand_over()
         self._log.info(
             "upgrade_handed_over",
@@ -152,12 +183,16 @@ class Daemon:
     def _note_death(self, status: int) -> None:
         """The successor is gone: be in charge, still or again."""
         self._successor = None
+        if self._stop.is_set() and not self._handed_over:
+            return  # we ended it
         if self._handed_over and status == 0:
             # It was told to stop, and with it the service: what is left here ends, too.
             self._stop.set()
             return
-        self._log.error("upgrade_failed", status=status, took_over=self._handed_over)
-        if self._handed_over and not self._stop.is_set():
+        takes_over = self._handed_over and not self._stop.is_set()
+        self._log.error("upgrade_failed", status=status, took_over=takes_over)
+        if takes_over:
             self._handed_over = False
-            self._manager.notify(f"MAINPID={os.getpid()}", "WATCHDOG=1", self._status())
             self._server.take_over()
+            self._tell_of_life()
+            self._begin(self._reload)  # what the successor was told meanwhile

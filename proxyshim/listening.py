@@ -19,6 +19,13 @@ BACKLOG: Final = 1024
 _KEEPALIVE_IDLE_S: Final = 120
 _KEEPALIVE_INTERVAL_S: Final = 30
 _KEEPALIVE_COUNT: Final = 4
+# What systemd's sandbox makes of a socket() or bind() that it does not allow.
+_HINTS: Final = {
+    errno.EACCES: "Permission denied: a port below 1024 takes a socket unit"
+    ' (bind = "systemd:NAME"), or CAP_NET_BIND_SERVICE',
+    errno.EAFNOSUPPORT: "Address family not supported: the kernel lacks it, or"
+    " RestrictAddressFamilies= of the unit forbids it",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +69,8 @@ class SocketSource:
         try:
             return list(self._open(f"{owner} {name}", name, unix_mode))
         except (OSError, ValueError) as error:
-            text = (error.strerror if isinstance(error, OSError) else None) or str(
-                error
+            text = _HINTS.get(getattr(error, "errno", None) or 0) or (
+                (error.strerror if isinstance(error, OSError) else None) or str(error)
             )
             raise ConfigError(f"{owner} = {str(name)!r}: {text}") from None
 

@@ -75,6 +75,11 @@ def _is_journal(stream: TextIO) -> bool:
     return (device, inode) == (str(status.st_dev), str(status.st_ino))
 
 
+def mark(level: str) -> str:
+    """Return what the journal takes for the priority of a line; nothing elsewhere."""
+    return _PRIORITIES[level] if _is_journal(sys.stderr) else ""
+
+
 _ENCODE: Final = json.JSONEncoder(default=str, separators=(",", ":")).encode
 
 

@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from socketserver import ThreadingMixIn
 from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -288,10 +289,17 @@ def _say(start: _Start, state: bool | None) -> Iterator[bytes]:
     return iter([status.encode("ascii") + b"\n"])
 
 
-class _Server(WSGIServer):
-    """A server on a socket that somebody else opened, and that does not block."""
+class _Server(ThreadingMixIn, WSGIServer):
+    """A server on a socket that somebody else opened, and that does not block.
+
+    A thread a request: who connects and says nothing must not make a liveness probe fail.
+    """
 
     timeout = 0  # handle_request() waits for nobody
+    daemon_threads = True
+
+    # Of the socket that TCPServer opens only to be replaced: this kind every sandbox allows.
+    address_family = socket.AF_UNIX
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock.getsockname()[:2], _QuietHandler, bind_and_activate=False)
@@ -299,6 +307,9 @@ class _Server(WSGIServer):
         self.socket = sock
         self.server_name, self.server_port = sock.getsockname()[:2]
         self.setup_environ()
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing of a scraper that was slow or left: the log is for sessions."""
 
 
 class _QuietHandler(WSGIRequestHandler):

@@ -8,7 +8,7 @@ import os
 import resource
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Final
 
@@ -24,8 +24,11 @@ from proxyshim.limits import OUT_OF_DESCRIPTORS, RateLimit, Shares
 from proxyshim.listening import ListeningSocket, SocketSource
 from proxyshim.metrics import HEARTBEAT_S, Metrics, MetricsServer
 from proxyshim.names import Resolver, ResolverSettings
+from proxyshim.poller import poller_of
+from proxyshim.sandbox import find_forbidden
 from proxyshim.session import ORDINARY, Service, Session
 from proxyshim.smtp import replies
+from proxyshim.systemd import has_manager
 from proxyshim.throttle import Throttle
 
 _ACCEPTS_A_WAKE_UP: Final = 64  # then the sessions that are open have their turn
@@ -36,6 +39,8 @@ _LOST_BEFORE_ACCEPT: Final = frozenset(
 )
 # A session has two sockets; this many are for listeners, log, resolver and the rest.
 _OTHER_DESCRIPTORS: Final = 64
+# Whoever makes agent checks makes one within this.
+_SAY_READY_S: Final = 60.0
 # So many of those who are over a limit get the careful close that others get.
 _MAX_SHED_AT_LEISURE: Final = 32
 
@@ -75,7 +80,8 @@ class Server:
         self._run = os.urandom(3).hex()
         self._reserve = -1  # a descriptor to give up when there is no other
         self._paused = False
-        self._started = False  # it was started; until then nothing is ours
+        self._started = False  # until then an inherited socket is a predecessor's
+        self._started_at = 0.0
         self._handed_over = False
         self._closed = False
         self._heart: asyncio.TimerHandle | None = None
@@ -85,6 +91,7 @@ class Server:
     async def start(self) -> None:
         """Open all listeners, or none.  Raises ConfigError."""
         self._loop = asyncio.get_running_loop()
+        poller_of(self._loop)  # now, while there are descriptors
         source = SocketSource()
         try:
             self._open_sockets(source)
@@ -95,15 +102,27 @@ class Server:
             self._log.warning("sockets_unused", names=unused)
         await self._adopt(self._config)
         self._reserve = os.open(os.devnull, os.O_RDONLY)
-        self._started = True
+        self._started, self._started_at = True, time.monotonic()
         self._log_what_is_open()
         if self._metrics_socket is not None:
             self._metrics_server = MetricsServer(
                 self._metrics_socket.sock, self.metrics
             )
+        self._report_sandbox()
         self._serve()
         self._beat()
         self._log.info("service_ready")
+
+    def _report_sandbox(self) -> None:
+        """Say what the unit forbids; without a manager there is no unit."""
+        if not has_manager():
+            return
+        backends = {
+            name: service.backend_addresses for name, service in self._services.items()
+        }
+        sockets = self.sockets().values()
+        for found in find_forbidden(self._config, backends, sockets):
+            self._log.error("sandbox_forbids", **asdict(found))
 
     def _log_what_is_open(self) -> None:
         for each in self._accepting:
@@ -393,14 +412,15 @@ class Server:
     async def _answer_agent(self, listener: str, connection: Connection) -> None:
         """Say in a line how the listener is (HAProxy's manual, agent-check).
 
-        A server that was told to drain stays so until it hears "ready".
+        HAProxy keeps a server in drain, whatever else it hears, until it hears "ready".  But
+        that undoes what an operator told HAProxy, too, so it is said at the beginning only.
         """
         if not self.metrics.ready:
             words = b"drain"
-        elif await self._health[listener].is_up():
-            words = b"up ready"
         else:
-            words = b"down"
+            words = b"up" if await self._health[listener].is_up() else b"down"
+            if time.monotonic() - self._started_at < _SAY_READY_S:
+                words += b" ready"
         connection.send(words + b"\n")
         await connection.close_gently()
 
@@ -495,14 +515,12 @@ def _what_needs_a_restart(old: Config, new: Config) -> list[str]:
         keys.append("log")
     if old.dns != new.dns:
         keys.append("dns")
-    before = {
-        each.settings.name: (each.settings.bind, each.agent_bind)
-        for each in old.listeners
-    }
-    after = {
-        each.settings.name: (each.settings.bind, each.agent_bind)
-        for each in new.listeners
-    }
-    if before != after:
-        keys.append("listener.bind")
+    before = {each.settings.name: each.settings for each in old.listeners}
+    after = {each.settings.name: each.settings for each in new.listeners}
+    if before.keys() != after.keys():
+        keys.append("listener")
+    common = [(before[name], after[name]) for name in before if name in after]
+    for key in ("bind", "agent_bind", "unix_mode"):
+        if any(getattr(was, key) != getattr(now, key) for was, now in common):
+            keys.append(f"listener.{key}")
     return keys

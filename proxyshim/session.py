@@ -357,6 +357,10 @@ class Session:
         except NamesRefused as error:
             self._log.warning("names_refused", detail=error.detail)
             return await self._open_as(identity, no_names)
+        except BackendError:
+            if self._watch is not None:
+                self._look_for_header()  # who may not be here need not hear of the backend
+            raise
 
     def _ask_for_names(self, identity: Identity) -> GetNames:
         """Begin to look the client's names up: the backend is being opened meanwhile."""
@@ -427,7 +431,9 @@ class Session:
                 **self._claim(),
             )
         else:
-            self._log.info("command_refused", reason=reason, **self._claim())
+            client = self._client_name()
+            story = {"client": client} if client else {}
+            self._log.info("command_refused", reason=reason, **story)
 
     def _judge_end(self, end: End, guard: Guard) -> None:
         """Say how the relay ended."""

@@ -30,6 +30,11 @@ def passed_sockets() -> dict[str, list[socket.socket]]:
     return passed
 
 
+def has_manager() -> bool:
+    """Tell whether a service manager wants to hear of us."""
+    return os.environ.get("NOTIFY_SOCKET", "") != ""
+
+
 class Manager:
     """The service manager, as far as it listens: without one, nothing is said."""
 

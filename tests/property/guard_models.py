@@ -222,7 +222,7 @@ class Backend:
             self._be_abused(verb, text)
         elif verb in _COMMANDS:
             getattr(self, "_run_" + verb.decode("ascii").lower())(text)
-        elif not verb:
+        elif not text:
             self._reply(500, b"empty")
         else:
             for _ in range(self.kind.replies_to_unknown):

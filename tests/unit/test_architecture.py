@@ -23,7 +23,7 @@ LAYERS = (
     {"check", "demo"},
     {"server"},
     {"health", "session"},
-    {"backend", "relay", "names"},
+    {"backend", "relay", "names", "sandbox"},
     {"config", "connection", "local_addresses", "logs", "metrics"},
     {"deadlines", "listening", "poller"},
     {"successor", "systemd"},

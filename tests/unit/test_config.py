@@ -184,7 +184,7 @@ def test_a_wrong_value_is_one_complaint_that_names_it(
         ),
         (
             LISTENER + '[metrics]\nbind = "unix:/x"\n',
-            "metrics.bind = 'unix:/x': expected \"address:port\"",
+            'metrics.bind = \'unix:/x\': expected "address:port" or "systemd:NAME"',
         ),
         (LISTENER + "[metrics]\n", "metrics.bind: missing; it has no default"),
         ("", "listener: missing; it has no default"),

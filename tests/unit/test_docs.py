@@ -162,6 +162,7 @@ def in_toml(value: object) -> str:
         ("[log]", config.Log),
         ("[metrics]", config.Metrics),
         ("[dns]", config.Dns),
+        ("[limits]", config.Limits),
         ("[[listener]]", config.ListenerSettings),
     ],
 )
@@ -177,8 +178,11 @@ def test_every_setting_with_a_unit_says_which() -> None:
     units = {"s": "seconds", "octets": "octets"}
     for row in read_document(REFERENCE / "configuration.md").rows():
         if len(row) == 4:
-            suffix = code_in(row[0])[0].rpartition("_")[2]
-            assert row[2] == units.get(suffix, ""), row[0]
+            key = code_in(row[0])[0]
+            unit = units.get(key.rpartition("_")[2], "")
+            if key.endswith("_per_s"):
+                unit = "per second"
+            assert row[2] == unit, row[0]
 
 
 # Reasons, replies, the log, the metrics, the command line

@@ -21,6 +21,7 @@ TABLES = {
     "log": config.Log,
     "metrics": config.Metrics,
     "dns": config.Dns,
+    "limits": config.Limits,
     "listener": config.ListenerSettings,
 }
 
@@ -66,7 +67,11 @@ def test_what_is_commented_out_is_the_default(table: str) -> None:
         else field.default
         for field in dataclasses.fields(TABLES[table])
     }
-    assert commented()[table] == {key: defaults[key] for key in commented()[table]}
+    # What has no default is an example.
+    shown = {
+        key: v for key, v in commented()[table].items() if defaults[key] is not None
+    }
+    assert shown == {key: defaults[key] for key in shown}
 
 
 def test_it_still_loads_with_every_comment_taken_away(tmp_path: Path) -> None:

@@ -55,6 +55,9 @@ DRAIN = {
 
         !! drain
 
+        !! the client closes
+        :: drained
+
         B< 250 ok
         <- {SHUTTING_DOWN}
         END shutdown

@@ -191,6 +191,22 @@ PASSES = {
         <- {NOT_AUTHORIZED}
         :: refused xclient_injected
         """,
+    "an early reply is to one message": CONTENT
+    + """
+        C> Subject: a
+
+        B< 452 disk full
+
+        C> .
+        """
+    + CONTENT
+    + """
+        C> .
+        :: final_reply
+
+        B< 250 queued
+        :: idle accepted=1
+        """,
     "an early reply that can't be the answer": CONTENT
     + """
         C> Subject: a

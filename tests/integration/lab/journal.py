@@ -2,10 +2,13 @@
 
 import json
 from dataclasses import dataclass
+from typing import Final
 
 from tests.integration.lab.machine import Machine
 from tests.integration.lab.programs import DEADLINE_S, Program
 from tests.integration.lab.shim import Event, read_event
+
+_FIELDS: Final = ("MESSAGE", "PRIORITY", "_PID", "SYSLOG_IDENTIFIER")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,8 @@ class Journal(Program):
         """Begin behind what is there already."""
         last = json.loads(machine.run("journalctl", "--lines=1", "--output=json"))
         show = ["journalctl", "--follow", "--lines=all", "--output=json"]
-        behind = f"--after-cursor={last['__CURSOR']}"
-        argv = machine.command(*show, behind, f"--unit={unit}")
+        show += [f"--output-fields={','.join(_FIELDS)}", f"--unit={unit}"]
+        argv = machine.command(*show, f"--after-cursor={last['__CURSOR']}")
         super().__init__(f"journal of {unit}", machine.host, argv)
 
     def entries(self, since: int = 0) -> list[Entry]:

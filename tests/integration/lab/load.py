@@ -38,12 +38,14 @@ class Kind:
     proxy_header: str = ""
 
 
-QUICK: Final = Kind("quick", messages=3, pause_s=0.01)
+QUICK: Final = Kind("quick", messages=3, pause_s=0.03)
 BEHIND_PROXY: Final = Kind(
-    "behind-proxy", proxy_header="PROXY TCP4 203.0.113.9 198.51.100.25 4321 25\r\n"
+    "behind-proxy",
+    pause_s=0.05,
+    proxy_header="PROXY TCP4 203.0.113.9 198.51.100.25 4321 25\r\n",
 )
 SLOW: Final = Kind("slow", octets=4_000, pieces=10, pause_s=0.05)
-LARGE: Final = Kind("large", octets=1_500_000, pieces=5)
+LARGE: Final = Kind("large", octets=1_500_000, pieces=5, pause_s=0.02)
 SLOWLY_ANSWERED: Final = Kind("slowly-answered", header="X-Answer-After: 0.4\r\n")
 ALL_KINDS: Final = (QUICK, BEHIND_PROXY, SLOW, LARGE, SLOWLY_ANSWERED)
 

@@ -15,6 +15,8 @@ PACKAGES = {
     "postfix": "postfix",
     "setpriv": "util-linux",
     "swaks": "swaks",
+    "systemd-analyze": "systemd",
+    "systemd-nspawn": "systemd-container",
     "unbound": "unbound",
     "unshare": "util-linux",
     "/usr/lib/dovecot/submission": "dovecot-submissiond",

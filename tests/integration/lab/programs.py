@@ -121,7 +121,7 @@ class Program:
         # If the tests are killed, its input ends unsaid.  (A death signal from the
         # kernel would not do: it is lost when a daemon changes its user.)
         self._sweeper = subprocess.Popen(
-            ["sh", "-c", 'read -r _ || kill -KILL -- "-$0"', str(self.pid)],
+            ["sh", "-c", 'read -r _ || kill -s KILL -- "-$0"', str(self.pid)],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )

@@ -92,9 +92,13 @@ class Process:
         """Send it a signal."""
         self._process.send_signal(number)
 
+    def exit_code(self) -> int:
+        """Return its exit code when it has ended; a successor may still log."""
+        return self._process.wait(LIMIT_S)
+
     def wait(self) -> int:
-        """Return its exit code when it has ended."""
-        code = self._process.wait(LIMIT_S)
+        """Return its exit code when it has ended, with its last log line read."""
+        code = self.exit_code()
         self._reader.join(LIMIT_S)
         return code
 

@@ -515,3 +515,12 @@ def talks_to(address: str, source: str, backend: Backend, listed: bool) -> None:
             client.send(v1())
         with backend.accept() as mta:
             assert mta.introduce() == (XCLIENT if listed else xclient_of(client.sock))
+
+
+def test_a_header_that_comes_while_a_dead_backend_is_asked_is_told_of(rig: Rig) -> None:
+    stranger = rig.connect(STRANGER)
+    mta = rig.accept()
+    stranger.send(v1())
+    mta.close()  # instead of a greeting
+    assert stranger.last_words() == b"421 4.7.1 PROXY not allowed from [127.0.0.3]\r\n"
+    assert rig.story()["reason"] == "header_forbidden"

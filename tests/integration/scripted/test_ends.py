@@ -64,6 +64,20 @@ def test_a_close_is_over_when_the_peer_has_closed(rig: Rig) -> None:
     assert rig.story()["duration_s"] < 1.5
 
 
+def test_a_client_that_ended_first_is_not_waited_for(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxyshim.connection.LINGER_S", 3600.0)
+    client, mta = rig.relaxed_pair(v1())
+    client.send(b"QUIT\r\n")
+    client.finish()
+    mta.expect(b"QUIT\r\n")
+    mta.send(b"221 2.0.0 Bye\r\n")
+    mta.close()
+    assert client.rest() == b"221 2.0.0 Bye\r\n"
+    assert rig.story()["outcome"] == "completed"
+
+
 def test_content_that_goes_on_behind_our_421_is_read(rig: Rig) -> None:
     client, mta = rig.relaxed_pair(v1())
     begin_content(client, mta)

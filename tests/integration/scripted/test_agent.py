@@ -1,0 +1,126 @@
+"""The words of an agent check; what HAProxy makes of them is in test_agent_check.py."""
+
+import pytest
+
+from tests.integration.scripted.conftest import OpenRig
+from tests.integration.scripted.headers import v1
+from tests.integration.scripted.mta import EHLO, FIRST_GREETING, OFFER, Backend, Mta
+from tests.integration.scripted.shim import LISTED, STRANGER, Rig, connect
+from tests.integration.scripted.test_relay import begin_content
+from tests.integration.scripted.wire import Wire
+
+
+@pytest.fixture
+def rig(rig_with: OpenRig) -> Rig:
+    return rig_with(agent_bind="127.0.0.1:0")
+
+
+def ask(rig: Rig, source: str = LISTED) -> Wire:
+    """Connect as an agent check does; it sends nothing."""
+    address = rig.events.wait("agent_opened")["address"]
+    return rig.opened.enter_context(connect(address, source))
+
+
+def greet(mta: Mta, offer: bytes = OFFER) -> None:
+    """Be asked how the mail server is, and be well."""
+    mta.send(FIRST_GREETING)
+    mta.expect(EHLO)
+    mta.send(offer)
+    mta.expect(b"QUIT\r\n")
+    mta.send(b"221 bye\r\n")
+    mta.close()
+
+
+def test_a_mail_server_that_offers_xclient_is_up(rig: Rig) -> None:
+    check = ask(rig)
+    greet(rig.accept())
+    assert check.last_words() == b"up ready\n"
+
+
+def test_one_that_does_not_is_down(rig: Rig) -> None:
+    check = ask(rig)
+    greet(rig.accept(), b"250 mx.test\r\n")
+    assert check.last_words() == b"down ready\n"
+
+
+@pytest.mark.parametrize(
+    "greeting", [b"421 no\r\n", b"554 5.7.1 go away\r\n", b"rubbish\n"]
+)
+def test_one_that_greets_badly_is_down(rig: Rig, greeting: bytes) -> None:
+    check = ask(rig)
+    rig.accept().send(greeting)
+    assert check.last_words() == b"down ready\n"
+
+
+def test_one_that_is_not_there_is_down(rig_with: OpenRig) -> None:
+    dead = Backend()
+    dead.close()
+    rig = rig_with(backend=dead, agent_bind="127.0.0.1:0")
+    assert ask(rig).last_words() == b"down ready\n"
+
+
+def test_one_that_says_nothing_is_down_before_haproxy_gives_up(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxyshim.health.ANSWER_WITHIN_S", 0.2)
+    check = ask(rig)
+    mta = rig.accept()
+    assert check.last_words() == b"down ready\n"
+    assert mta.rest() == b""
+
+
+def test_ready_is_said_at_the_beginning_only(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For it undoes what an operator told HAProxy."""
+    monkeypatch.setattr("proxyshim.server._SAY_READY_S", 0.0)
+    check = ask(rig)
+    greet(rig.accept())
+    assert check.last_words() == b"up\n"
+
+
+def test_many_who_ask_are_one_connection_to_the_mail_server(rig: Rig) -> None:
+    checks = [ask(rig) for _ in range(10)]
+    greet(rig.accept())
+    assert {check.last_words() for check in checks} == {b"up ready\n"}
+    assert rig.backend.was_left_alone()
+
+
+def test_who_is_not_listed_hears_nothing(rig: Rig) -> None:
+    assert ask(rig, STRANGER).end() == b""
+    assert rig.backend.was_left_alone()
+
+
+def test_a_drain_is_told_while_the_last_session_goes_on(rig: Rig) -> None:
+    client, mta = rig.relaxed_pair(v1())
+    begin_content(client, mta)
+    rig.shim.drain()
+    assert ask(rig).last_words() == b"drain\n"
+    assert ask(rig, STRANGER).end() == b""
+
+
+def test_a_check_is_no_session_and_not_in_the_log(rig: Rig) -> None:
+    check = ask(rig)
+    greet(rig.accept())
+    check.last_words()
+    rig.shim.stop()
+    logged = [e["event"] for e in rig.events.at_least("info", "warning", "error")]
+    assert logged == [
+        "listener_opened",
+        "agent_opened",
+        "service_ready",
+        "drain_started",
+        "service_stopped",
+    ]
+    assert rig.events.find("session_closed") == []
+
+
+def test_after_a_reload_it_asks_the_new_mail_server(rig: Rig) -> None:
+    other = Backend()
+    rig.opened.callback(other.close)
+    text = rig.shim.config.read_text()
+    rig.shim.config.write_text(text.replace(rig.backend.name, other.name))
+    rig.shim.reload()
+    check = ask(rig)
+    greet(rig.opened.enter_context(other.accept()))
+    assert check.last_words() == b"up ready\n"

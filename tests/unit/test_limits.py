@@ -1,0 +1,113 @@
+"""How many connections a second, and how many sessions of whom."""
+
+from ipaddress import ip_address
+
+import pytest
+
+from proxyshim.limits import RateLimit, Shares, client_key
+
+START = 1_000_000.0  # the kernel's clock does not begin at zero
+
+
+def admitted(limit: RateLimit, events: int, at: float) -> int:
+    """Return how many of so many events at one time are admitted."""
+    return sum(limit.admits(at) for _ in range(events))
+
+
+# The rate.
+
+
+def test_a_burst_of_one_second_is_admitted_and_no_more() -> None:
+    assert admitted(RateLimit(20), 100, START) == 20
+
+
+def test_what_is_used_comes_back_with_time() -> None:
+    limit = RateLimit(20)
+    admitted(limit, 100, START)
+    assert admitted(limit, 100, START + 0.25) == 5
+    assert admitted(limit, 100, START + 0.25) == 0
+    assert admitted(limit, 100, START + 1.25) == 20
+
+
+def test_silence_saves_nothing_up() -> None:
+    limit = RateLimit(20)
+    admitted(limit, 100, START)
+    assert admitted(limit, 100, START + 3600) == 20
+
+
+def test_over_time_the_rate_is_the_rate() -> None:
+    limit = RateLimit(10)
+    admitted(limit, 10, START)
+    times = [START + tick / 100 for tick in range(1, 1001)]
+    assert sum(limit.admits(at) for at in times) in (99, 100)
+
+
+@pytest.mark.parametrize("per_second", [0.1, 0.5, 1.0])
+def test_less_than_one_a_second_admits_one_now_and_then(per_second: float) -> None:
+    limit = RateLimit(per_second)
+    assert admitted(limit, 5, START) == 1
+    assert admitted(limit, 5, START + 0.9 / per_second) == 0
+    assert admitted(limit, 5, START + 1.1 / per_second) == 1
+
+
+def test_no_rate_is_no_limit() -> None:
+    assert admitted(RateLimit(0), 10_000, START) == 10_000
+
+
+# The shares.
+
+
+def test_each_client_has_its_own_share() -> None:
+    shares = Shares()
+    assert [shares.take("a", 2) for _ in range(3)] == [True, True, False]
+    assert shares.take("b", 2)
+
+
+def test_what_is_given_back_can_be_taken_again() -> None:
+    shares = Shares()
+    assert shares.take("a", 1)
+    assert not shares.take("a", 1)
+    shares.give_back("a")
+    assert shares.take("a", 1)
+
+
+def test_a_client_that_has_none_is_forgotten() -> None:
+    shares = Shares()
+    for client in map(str, range(1000)):
+        assert shares.take(client, 1)
+        assert not shares.take(client, 1)
+        shares.give_back(client)
+    assert len(shares) == 0
+
+
+# Who counts as one client.
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff:ffff:ffff:ffff"),
+        ("2001:db8:1:2::1", "2001:db8:1:2::1"),
+        ("192.0.2.1", "192.0.2.1"),
+    ],
+)
+def test_these_are_one_client(one: str, other: str) -> None:
+    assert client_key(ip_address(one)) == client_key(ip_address(other))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("2001:db8:1:2::1", "2001:db8:1:3::1"),
+        ("192.0.2.1", "192.0.2.2"),
+        ("192.0.2.1", "::192.0.2.1"),
+        ("0.0.0.1", "::1"),
+    ],
+)
+def test_these_are_two(one: str, other: str) -> None:
+    assert client_key(ip_address(one)) != client_key(ip_address(other))
+
+
+def test_it_is_called_as_an_operator_would() -> None:
+    assert client_key(ip_address("192.0.2.1")) == "192.0.2.1"
+    assert client_key(ip_address("2001:db8:1:2:3::4")) == "2001:db8:1:2::/64"
