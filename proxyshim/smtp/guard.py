@@ -254,7 +254,8 @@ class Guard:
         hidden = HIDDEN_ALWAYS
         if dialogue.mode is Mode.STRICT:
             hidden = self._strict.take_offer(offered)
-        self.to_client.append(hide(reply, hidden))
+        nothing = hidden.isdisjoint(offered)
+        self.to_client.append(reply.raw if nothing else hide(reply, hidden))
         if was_relaxed and dialogue.mode is Mode.STRICT:
             self._take_relaxed_back()
 
