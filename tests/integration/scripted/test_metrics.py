@@ -90,13 +90,13 @@ def test_known_sessions_give_known_counts(metered: Rig) -> None:
 
 def test_label_values_come_from_closed_sets(metered: Rig) -> None:
     play(metered)
-    closed = {
+    closed: dict[str, set[str]] = {
         "listener": {"mx"},
-        "outcome": set(Outcome),
-        "reason": set(Reason),
+        "outcome": {str(each) for each in Outcome},
+        "reason": {str(each) for each in Reason},
         "header": {"v1", "v2", "none"},
         "direction": {"from_client", "to_client"},
-        "result": set(Result),
+        "result": {str(each) for each in Result},
     }
     _, text = get(metered, "/metrics")
     samples = [

@@ -423,7 +423,7 @@ def test_a_log_that_was_closed_harms_nobody(tmp_path: Path, backend: Backend) ->
     shim = Process(config, argv=argv, pass_fds=[writing])
     os.close(writing)
     try:
-        with os.fdopen(reading, "rb") as log:
+        with os.fdopen(reading, "rb", buffering=0) as log:
             while b"service_ready" not in log.readline():
                 assert select.select([log], [], [], LIMIT_S)[0]
         for _ in range(2):

@@ -143,7 +143,9 @@ class Service:
 
 
 @contextmanager
-def a_service(directory: Path, code: str | None = None) -> Iterator[Service]:
+def a_service(
+    directory: Path, code: str | None = None, **environment: str
+) -> Iterator[Service]:
     """Start one; *code* is run in place of the program."""
     (directory / "haproxy_hosts").write_text(f"{LISTED}\n")
     unix = directory / "front"
@@ -168,7 +170,7 @@ def a_service(directory: Path, code: str | None = None) -> Iterator[Service]:
             Process(
                 config,
                 argv=[sys.executable, *run],
-                environment=manager.environment,
+                environment={**manager.environment, **environment},
             )
         )
         opened = cleanup.enter_context(ExitStack())
@@ -326,7 +328,30 @@ def test_one_that_is_killed_is_followed_by_the_old_one(service: Service) -> None
     assert len(hammer.lost) <= 1  # the connection that was killed
 
 
-# SIGTERM meanwhile.
+def test_one_that_hangs_is_ended_and_followed_by_the_old_one(tmp_path: Path) -> None:
+    with a_service(tmp_path, WATCHDOG_USEC="1000000") as service:
+        client = service.begin_content("<old@test>")
+        heir = service.upgrade()
+        heir.signal(signal.SIGSTOP)
+        failed = service.shim.wait_event("upgrade_failed")
+        assert (failed["status"], failed["took_over"]) == (-signal.SIGABRT, True)
+        assert service.serves_smtp()
+        service.finish_content(client)
+
+
+# SIGHUP and SIGTERM meanwhile.
+
+
+def test_a_reload_is_passed_on_to_the_successor(service: Service) -> None:
+    service.begin_content("<old@test>")
+    service.upgrade()
+    (service.config.parent / "haproxy_hosts").write_text(f"{STRANGER}\n")
+    service.shim.signal(signal.SIGHUP)
+    service.shim.wait_event("config_reloaded")
+    with connect(service.shim.address, STRANGER) as proxy:
+        proxy.send(v1())
+        assert proxy.line().startswith(b"220 ")
+    assert len(service.shim.events("config_reloaded")) == 1
 
 
 def test_the_old_one_may_be_told_to_drain(service: Service) -> None:
