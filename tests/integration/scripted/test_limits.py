@@ -1,6 +1,7 @@
 """Limits: over one the answer is a 421 that can be read, and who is within is served."""
 
 import asyncio
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -251,6 +252,27 @@ def is_served_not(rig: Rig) -> bool:
     client = rig.connect(LISTED)
     client.send(b"no header\r\n")
     return client.last_words() == TOO_MANY
+
+
+# A peer that vanished without a word.
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1:0", "[::1]:0"])
+def test_the_kernel_looks_after_silent_peers(rig_with: OpenRig, bind: str) -> None:
+    """What accepted sockets inherit: they would be closed after four minutes."""
+    rig = rig_with(bind=bind)
+    with connect(rig.shim.address()), rig.accept():
+        [session] = rig.shim.server._sessions.values()
+        options = [
+            session._client._sock.getsockopt(level, option)
+            for level, option in (
+                (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+                (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
+                (socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
+            )
+        ]
+    assert options == [1, 120, 30, 4]
 
 
 # Out of descriptors: a connection is answered with the one in reserve.
