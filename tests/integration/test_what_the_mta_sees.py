@@ -120,11 +120,12 @@ def inside_tls(talk: Conversation, then: Script) -> Iterator[str]:
 
 
 def pipelined(talk: Conversation) -> Iterator[str]:
+    # One recipient is refused, so that one copy of the message is stored.
     yield str(talk.reply())
     yield str(talk.ask(f"EHLO {HELO}"))
     talk.send(
         b"MAIL FROM:<a@client.example> SIZE=1000 BODY=8BITMIME\r\n"
-        b"RCPT TO:<user@example.test> NOTIFY=NEVER\r\nRCPT TO:<user2@example.test>\r\n"
+        b"RCPT TO:<user@example.test> NOTIFY=NEVER\r\nRCPT TO:<x@elsewhere.example>\r\n"
         b"BDAT 18\r\nSubject: twins\r\n\r\nBDAT 5 LAST\r\none\r\nVRFY x\r\nQUIT\r\n"
     )
     for _ in range(7):
