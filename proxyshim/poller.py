@@ -1,9 +1,9 @@
 """One epoll set for the sockets of all sessions; the event loop sees it as one descriptor.
 
 The loop's own ``add_reader`` costs system calls each time it is added, removed or paused, which a
-session does a dozen times, and uvloop drops a reader when a reset arrives, read or not.  Here a
-socket is registered once, for edges: what becomes readable or writable is told once, and whoever
-is told goes on until there is nothing more.  So pausing, resuming and closing cost no system call.
+session does a dozen times.  Here a socket is registered once, for edges: what becomes readable or
+writable is told once, and whoever is told goes on until there is nothing more; a reset too is an
+edge, and what came before it is read first.  So pausing, resuming and closing cost no system call.
 Source: epoll(7), "Level-triggered and edge-triggered".
 """
 
