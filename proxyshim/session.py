@@ -388,6 +388,8 @@ class Session:
     # Relay: until both directions are done.
 
     async def _run_relay(self, identity: Identity, backend: OpenBackend) -> None:
+        if self._draining:
+            await asyncio.sleep(0)  # where the drain's cancellation arrives
         if self._watch is not None and self._watch.undecided:
             self._look_for_header()
         self._guard = Guard(
@@ -408,8 +410,6 @@ class Session:
         )
         if self._watch is not None and self._watch.undecided:
             self._relay.watch_first_octets(self._watch, self._refuse)
-        if self._draining:
-            self._relay.drain()
         self._backend_port = backend.local_port
         self._client.send(backend.greeting.raw)
         self._metrics.greeting_s.observe(time.monotonic() - self._opened)

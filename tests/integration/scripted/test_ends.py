@@ -6,6 +6,9 @@ from contextlib import suppress
 
 import pytest
 
+from proxyshim.backend import OpenBackend
+from proxyshim.identity import Identity
+from proxyshim.session import Session
 from tests.integration.scripted.conftest import OpenRig
 from tests.integration.scripted.headers import v1
 from tests.integration.scripted.mta import EXTENSIONS, GREETING, Mta
@@ -320,3 +323,22 @@ def test_a_pipelined_message_counts_as_begun(rig: Rig) -> None:
     mta.expect(b"hello\r\n.\r\n")
     mta.send(QUEUED)
     assert client.last_words() == QUEUED + SHUTTING_DOWN
+
+
+def test_a_drain_at_the_moment_of_the_greeting_says_421_alone(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Session._open
+
+    async def open_and_drain(session: Session, identity: Identity) -> OpenBackend:
+        backend = await opened(session, identity)
+        session.drain()
+        return backend
+
+    monkeypatch.setattr(Session, "_open", open_and_drain)
+    client = rig.connect(LISTED)
+    client.send(v1())
+    mta = rig.accept()
+    mta.introduce()
+    assert client.last_words() == SHUTTING_DOWN
+    assert mta.rest() == b"QUIT\r\n"
