@@ -97,6 +97,8 @@ class Connection:
 
     def on_edge(self, events: int) -> None:
         """Take what the poller tells."""
+        if self.closed:
+            return
         if events & ENDED:
             self._ended = self._readable = True
         elif events & READABLE:

@@ -25,7 +25,7 @@ class Watched(Protocol):
     """Who hears of a socket's edges."""
 
     def on_edge(self, events: int) -> None:
-        """Take READABLE, WRITABLE and ENDED, in any combination."""
+        """Take READABLE, WRITABLE and ENDED, in any combination; perhaps once after forget."""
 
 
 class Poller:
@@ -48,8 +48,10 @@ class Poller:
 
     def _turn(self) -> None:
         find = self._watched.get
-        for descriptor, events in self._epoll.poll(0, _EVENTS_A_TURN):
-            watched = find(descriptor)
+        told = self._epoll.poll(0, _EVENTS_A_TURN)
+        # Found before the first is told: it may close another of them, and a socket opened then
+        # gets that one's number.
+        for watched, events in [(find(number), events) for number, events in told]:
             if watched is not None:
                 watched.on_edge(events)
 

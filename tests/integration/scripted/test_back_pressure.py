@@ -55,6 +55,8 @@ class Sender:
         self.sent = 0
         self._wire, self._chunk, self._octets = wire, chunk, octets
         self._progress = threading.Condition()
+        # Half a million replies pass while one send waits: many seconds on a busy machine.
+        wire.sock.settimeout(4 * LIMIT_S)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
