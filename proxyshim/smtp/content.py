@@ -12,6 +12,7 @@ from typing import Final
 
 _NOTHING: Final = b" \t\v\f\r\n\0"
 _EXACT: Final = b".\r\n"
+CONTENT_END: Final = b"\r\n" + _EXACT
 # From the end of the line before; its own end may be yet to come.
 _LONE_DOT: Final = re.compile(rb"\n\.[ \t\v\f\r\0]*(?:\n|\Z)")
 
@@ -56,6 +57,27 @@ class ContentScanner:
                     self.odd_dot = True
                     return position, dot
         return position, None
+
+    def skim(self, data: bytes) -> bool:
+        """Read all of *data* if ``scan`` would, and had only CONTENT_END behind it to tell of.
+
+        False: nothing was read, for there is more in it, or less: scan it.
+        """
+        if self.odd_dot or self._may_be_in_dot_line(data):
+            return False
+        end = len(data)
+        dot_line = _find_lone_dot(data, 0, end)
+        if dot_line != end:
+            is_last = dot_line == end - len(_EXACT)
+            if not (is_last and data.endswith(CONTENT_END)):
+                return False
+        self._line = b"" if data[-1] == 0x0A else None
+        self._note_end(data, 0, end)
+        return True
+
+    def _may_be_in_dot_line(self, data: bytes) -> bool:
+        """Tell whether the line that *data* goes on with may be a lone dot."""
+        return self._line is not None and (self._line != b"" or data[0] == 0x2E)
 
     def _may_start(self, octet: int) -> bool:
         """Tell whether a line that starts so may be a lone dot that is still looked for."""
@@ -115,7 +137,7 @@ def _find_end(data: bytes, start: int, end: int) -> int:
     """Return where the next line starts that may be the end and nothing else; or *end*."""
     if data[start] == 0x0A:
         return start + 1  # whose CR came before
-    found = data.find(b"\r\n" + _EXACT, start, end)
+    found = data.find(CONTENT_END, start, end)
     if found >= 0:
         return found + 2
     # One that starts here may go on elsewhere.

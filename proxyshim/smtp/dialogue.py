@@ -48,6 +48,8 @@ class Transaction(Enum):
 class Dialogue:
     """The state that the two directions share, and the ways to change it that they share."""
 
+    scanner: ContentScanner  # of the present content; not there before the first
+
     __slots__ = (
         "answered_early",
         "end_reason",
@@ -78,7 +80,6 @@ class Dialogue:
         self.last_code = 0
         self.held = b""  # of the client's octets, what may not pass yet
         self.unsure = False  # whether replies and commands can be matched: see guard.py
-        self.scanner = ContentScanner()
         self.answered_early = False  # the present content was, before its end
         self.mail_accepted = False
         self.messages_accepted = 0

@@ -17,24 +17,19 @@ from proxyshim.smtp.replies import Reply
 _KEYWORD = re.compile(rb"[2-5][0-9]{2}[- ][ \t]*([^ \t=\r\n]*)[ \t=]?([^\r\n]*)")
 
 
-# A server says the same to everybody, but for a name in the first line; so what its replies
-# mean is worked out once.  Bounded, for the name may be a client's.
-_KNOWN_REPLIES: Final = 128
+# A server says the same to everybody, but for a name in the first line; so what the others mean
+# is worked out once.  Bounded, for a server may do otherwise.
+_KNOWN_OFFERS: Final = 128
 
 
 def read_extensions(reply: Reply) -> Mapping[bytes, bytes]:
     """Return keyword -> parameters, the keywords in upper case; of repeated ones the first."""
-    return _read(reply.raw)
+    return _read(_split(reply)[1])
 
 
-@lru_cache(_KNOWN_REPLIES)
-def _read(raw: bytes) -> Mapping[bytes, bytes]:
-    offered: dict[bytes, bytes] = {}
-    for line in lines_of(raw)[1:]:
-        found = _KEYWORD.match(line)
-        if found and found[1]:
-            offered.setdefault(found[1].upper(), found[2].strip())
-    return MappingProxyType(offered)
+def read_keywords(reply: Reply) -> frozenset[bytes]:
+    """Return the keywords alone."""
+    return _read_keywords(_split(reply)[1])
 
 
 def hide(reply: Reply, keywords: frozenset[bytes]) -> bytes:
@@ -42,17 +37,46 @@ def hide(reply: Reply, keywords: frozenset[bytes]) -> bytes:
 
     The other lines stay octet for octet, but for the separator of the one that becomes last.
     """
-    return _hide(reply.raw, keywords)
+    first, offer = _split(reply)
+    kept = _hide(offer, keywords)
+    if kept == offer:
+        return reply.raw
+    return first + kept if kept else _as_last(first)
 
 
-@lru_cache(_KNOWN_REPLIES)
-def _hide(raw: bytes, keywords: frozenset[bytes]) -> bytes:
-    first, *rest = lines_of(raw)
-    kept = [line for line in rest if _keyword_of(line) not in keywords]
-    if len(kept) == len(rest):
-        return raw
-    *inner, last = [first, *kept]
-    return b"".join(inner) + last[:3] + b" " + last[4:]
+def _split(reply: Reply) -> tuple[bytes, bytes]:
+    """Return the first line, and the others."""
+    raw = reply.raw
+    end = raw.find(b"\n") + 1 or len(raw)
+    return raw[:end], raw[end:]
+
+
+@lru_cache(_KNOWN_OFFERS)
+def _read(offer: bytes) -> Mapping[bytes, bytes]:
+    offered: dict[bytes, bytes] = {}
+    for line in lines_of(offer):
+        found = _KEYWORD.match(line)
+        if found and found[1]:
+            offered.setdefault(found[1].upper(), found[2].strip())
+    return MappingProxyType(offered)
+
+
+@lru_cache(_KNOWN_OFFERS)
+def _read_keywords(offer: bytes) -> frozenset[bytes]:
+    return frozenset(_read(offer))
+
+
+@lru_cache(_KNOWN_OFFERS)
+def _hide(offer: bytes, keywords: frozenset[bytes]) -> bytes:
+    lines = lines_of(offer)
+    kept = [line for line in lines if _keyword_of(line) not in keywords]
+    if kept and len(kept) < len(lines):
+        kept[-1] = _as_last(kept[-1])
+    return b"".join(kept)
+
+
+def _as_last(line: bytes) -> bytes:
+    return line[:3] + b" " + line[4:]
 
 
 def _keyword_of(line: bytes) -> bytes:

@@ -37,10 +37,18 @@ from typing import Final
 
 from proxyshim.errors import Reason
 from proxyshim.smtp import replies
+from proxyshim.smtp.content import CONTENT_END
 from proxyshim.smtp.dialogue import MAX_OWED, Dialogue, Mode, State, Transaction
-from proxyshim.smtp.extensions import hide, read_extensions
+from proxyshim.smtp.extensions import hide, read_keywords
+from proxyshim.smtp.passing import (
+    COMMAND_START_OCTETS,
+    RELAXED_COMMANDS,
+    REPLY_CODES,
+    REPLY_START_OCTETS,
+    STRICT_COMMANDS,
+)
 from proxyshim.smtp.relaxed import RelaxedReader
-from proxyshim.smtp.replies import Reply, ReplyParser
+from proxyshim.smtp.replies import MAX_REPLY_LINE_OCTETS, Reply, ReplyParser
 from proxyshim.smtp.strict import Rules, StrictReader
 from proxyshim.smtp.verbs import HIDDEN_ALWAYS, Kind
 
@@ -56,6 +64,9 @@ class Guard:
     ``to_backend`` and ``to_client`` and empty them.  Stop reading the client while
     ``wants_client`` is False.  ``refused`` collects the reasons of refused commands.  When
     ``finished`` turns True everything owed has been put out: close.
+
+    Cheaper is to offer what was received to ``pass_command`` and ``pass_reply`` first, and to
+    feed only what those don't take.
     """
 
     __slots__ = (
@@ -97,7 +108,7 @@ class Guard:
     @property
     def is_opaque(self) -> bool:
         """Tell whether octets pass unread from here on."""
-        return self._dialogue.mode is Mode.OPAQUE
+        return self._dialogue.mode is _OPAQUE
 
     @property
     def transaction(self) -> Transaction:
@@ -157,6 +168,49 @@ class Guard:
 
     # The client's direction.
 
+    def pass_command(self, data: bytes) -> bool:
+        """Take *data* if it is one thing of the client's that goes on as it is: see passing.py.
+
+        True: noted, so send *data*; nothing was put out, and neither ``finished`` nor
+        ``wants_client`` changed.  False: nothing was done; feed it.
+        """
+        dialogue = self._dialogue
+        if dialogue.held or dialogue.end_reason is not None:
+            return False
+        mode = dialogue.mode
+        if mode is _OPAQUE:
+            return True
+        if dialogue.state is not _COMMAND:
+            return dialogue.state is _IN_CONTENT and self._pass_content(data)
+        passages = RELAXED_COMMANDS if mode is _RELAXED else STRICT_COMMANDS
+        passage = passages.get(data[:COMMAND_START_OCTETS].upper())
+        if (
+            passage is None
+            or data.find(b"\n") != len(data) - 1
+            or self._relaxed.line_start
+            or len(dialogue.owed) >= MAX_OWED - 1  # behind the last it is not read
+            or (mode is _STRICT and not self._strict.passes(data, passage[0]))
+        ):
+            return False
+        kind, dialogue.state = passage
+        dialogue.owed.append(kind)
+        return True
+
+    def _pass_content(self, data: bytes) -> bool:
+        """Take content that is nothing else, up to its end at most."""
+        dialogue = self._dialogue
+        if dialogue.unsure or not dialogue.scanner.skim(data):
+            return False
+        if data.endswith(CONTENT_END):
+            if dialogue.mode is _STRICT:
+                dialogue.state = _UNSETTLED
+                dialogue.owed.append(_CONTENT)
+            else:
+                dialogue.state = _COMMAND
+                if not dialogue.answered_early:
+                    dialogue.owed.append(_CONTENT)
+        return True
+
     def from_client(self, data: bytes) -> None:
         """Take what the client sent."""
         dialogue = self._dialogue
@@ -164,7 +218,7 @@ class Guard:
             return
         if dialogue.held:
             data, dialogue.held = dialogue.held + data, b""
-        if dialogue.mode is Mode.STRICT:
+        if dialogue.mode is _STRICT:
             self._strict.read(data)
         else:
             self._relaxed.read(data)
@@ -190,23 +244,62 @@ class Guard:
 
     # The backend's direction.
 
+    def pass_reply(self, data: bytes) -> bool:
+        """Take *data* if it is one reply that goes on as it is: see passing.py.
+
+        True: noted, so send *data*; nothing was put out, and neither ``finished`` nor
+        ``wants_client`` changed.  False: nothing was done; feed it.
+        """
+        dialogue = self._dialogue
+        if dialogue.mode is _OPAQUE:
+            return True
+        code = REPLY_CODES.get(data[:REPLY_START_OCTETS])
+        owed = dialogue.owed
+        if (
+            code is None
+            or not 0 < len(owed) < MAX_OWED
+            or data.find(b"\n", 0, MAX_REPLY_LINE_OCTETS) != len(data) - 1
+            or dialogue.held
+            or dialogue.end_reason is not None
+            or self._replies.unread
+            or self._relaxed.unsettled
+            or (len(owed) > 1 and isinstance(owed[1], bytes))
+        ):
+            return False
+        kind = owed[0]
+        assert isinstance(kind, Kind)
+        if kind is _EHLO or (code == 354 and kind is not _DATA):
+            return False
+        del owed[0]
+        dialogue.last_code = code
+        if code in _CLOSING:
+            self.backend_quitting = True
+        self._note_outcome(kind, positive=code < 300)
+        if not owed and dialogue.state is _UNSETTLED:
+            if code == 354:
+                dialogue.begin_content()
+            else:
+                dialogue.state = _COMMAND
+        return True
+
     def from_backend(self, data: bytes) -> None:
         """Take what the backend sent.
 
         Raises BackendError when it is not made of replies.
         """
-        if self.is_opaque:
+        dialogue = self._dialogue
+        if dialogue.mode is _OPAQUE:
             self.to_client.append(data)
             return
         self._replies.feed(data)
         # Behind our last word nothing is delivered.
         while not self.finished and (reply := self._replies.next()) is not None:
             self._read_reply(reply)
-            if self._dialogue.held:
+            if dialogue.held:
                 self.from_client(b"")  # that may be what it waited for
             if self.is_opaque:
+                self._release_reply()
                 break
-        self._release_reply()
 
     def backend_closed(self) -> None:
         """Note the backend's end of file."""
@@ -231,11 +324,11 @@ class Guard:
             return
         kind = dialogue.owed.pop(0)
         assert isinstance(kind, Kind)  # ours leave the head at once
-        if kind is Kind.EHLO and reply.code == 250:
+        if kind is _EHLO and reply.code == 250:
             self._read_offer(reply)
         else:
             self.to_client.append(reply.raw)
-        self._note_outcome(kind, reply)
+        self._note_outcome(kind, positive=reply.positive)
         while dialogue.owed and isinstance(own := dialogue.owed[0], bytes):
             del dialogue.owed[0]
             dialogue.deliver_own(own)
@@ -244,19 +337,18 @@ class Guard:
     def _read_offer(self, reply: Reply) -> None:
         """Deliver the reply to the client's own EHLO, and let it decide the mode."""
         dialogue = self._dialogue
-        was_relaxed = dialogue.mode is Mode.RELAXED
-        offered = read_extensions(reply)
-        self.extensions = frozenset(offered)
+        was_relaxed = dialogue.mode is _RELAXED
+        offered = self.extensions = read_keywords(reply)
         if b"XCLIENT" in offered:
-            dialogue.mode = Mode.STRICT
+            dialogue.mode = _STRICT
         elif offered and self._can_relax and not dialogue.unsure:
-            dialogue.mode = Mode.RELAXED
+            dialogue.mode = _RELAXED
         hidden = HIDDEN_ALWAYS
-        if dialogue.mode is Mode.STRICT:
+        if dialogue.mode is _STRICT:
             hidden = self._strict.take_offer(offered)
         nothing = hidden.isdisjoint(offered)
         self.to_client.append(reply.raw if nothing else hide(reply, hidden))
-        if was_relaxed and dialogue.mode is Mode.STRICT:
+        if was_relaxed and dialogue.mode is _STRICT:
             self._take_relaxed_back()
 
     def _take_relaxed_back(self) -> None:
@@ -267,15 +359,15 @@ class Guard:
         if dialogue.owed or not at_command:
             dialogue.end(Reason.REPLY_OUT_OF_PLACE, replies.OUT_OF_STEP)
 
-    def _note_outcome(self, kind: Kind, reply: Reply) -> None:
+    def _note_outcome(self, kind: Kind, *, positive: bool) -> None:
         """Follow what a reply means for the transaction."""
         dialogue = self._dialogue
-        if kind is Kind.MAIL:
-            dialogue.mail_accepted |= reply.positive
-        elif kind in _FINAL:
-            dialogue.messages_accepted += reply.positive
+        if kind is _MAIL:
+            dialogue.mail_accepted |= positive
+        elif kind is _CONTENT or kind is _BDAT_LAST:
+            dialogue.messages_accepted += positive
             dialogue.mail_accepted = False
-        elif kind in _RESETTING and reply.positive:
+        elif positive and kind in _RESETTING:
             dialogue.mail_accepted = False
 
     def _go_on(self, kind: Kind, reply: Reply) -> None:
@@ -283,7 +375,7 @@ class Guard:
         dialogue = self._dialogue
         if _LEADS_TO.get(reply.code, kind) is not kind:
             self._lose_step()
-        elif dialogue.state is State.UNSETTLED and not dialogue.owed:
+        elif dialogue.state is _UNSETTLED and not dialogue.owed:
             self._settle(kind, reply)
 
     def _settle(self, kind: Kind, reply: Reply) -> None:
@@ -293,10 +385,10 @@ class Guard:
             dialogue.begin_content()
         elif reply.code == 334:
             dialogue.state = State.ANSWER
-        elif kind is Kind.STARTTLS and reply.code == 220:
+        elif reply.code == 220 and kind is Kind.STARTTLS:
             self._relaxed.give_up()  # while strict, no STARTTLS is sent on
         else:
-            dialogue.state = State.COMMAND
+            dialogue.state = _COMMAND
         if dialogue.end_reason is None:
             self._relaxed.reread()
 
@@ -317,7 +409,7 @@ class Guard:
         elif dialogue.state is State.CONTENT and dialogue.scanner.odd_dot:
             # The server took the odd dot for the end: what followed it are commands.
             dialogue.state = State.COMMAND
-            self._note_outcome(Kind.CONTENT, reply)
+            self._note_outcome(Kind.CONTENT, positive=reply.positive)
             self._relaxed.reread()
         elif dialogue.mode is Mode.STRICT:
             own = b"" if self.backend_quitting else replies.OUT_OF_STEP
@@ -328,8 +420,20 @@ class Guard:
             dialogue.mail_accepted = False
 
 
+# By names of their own, for in Python 3.11 an Enum's attributes are slow to look up.
+_STRICT: Final = Mode.STRICT
+_RELAXED: Final = Mode.RELAXED
+_OPAQUE: Final = Mode.OPAQUE
+_COMMAND: Final = State.COMMAND
+_IN_CONTENT: Final = State.CONTENT
+_UNSETTLED: Final = State.UNSETTLED
+_EHLO: Final = Kind.EHLO
+_MAIL: Final = Kind.MAIL
+_DATA: Final = Kind.DATA
+_CONTENT: Final = Kind.CONTENT
+_BDAT_LAST: Final = Kind.BDAT_LAST
+
 _CLOSING: Final = (221, 421)
-_FINAL: Final = (Kind.CONTENT, Kind.BDAT_LAST)
 _RESETTING: Final = (Kind.HELO, Kind.EHLO, Kind.RSET)
 # What changes what the client may send next has one command that leads to it.
 _LEADS_TO: Final = {220: Kind.STARTTLS, 334: Kind.AUTH, 354: Kind.DATA}

@@ -27,6 +27,7 @@ _LINE = re.compile(rb"[^\n]*\n|[^\n]+")
 # TAB may stand in a command, CR before the LF; what else is below SP, and DEL, has no
 # meaning that two servers agree on.
 _CONTROL_OCTET = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_ORDINARY = re.compile(rb"(?:[A-Za-z]+(?: [^\x00-\x08\x0a-\x1f\x7f]*)?)?\r?\n")
 
 
 def verb_of(line: bytes) -> bytes:
@@ -54,3 +55,8 @@ def has_control_octet(line: bytes) -> bool:
     """Tell whether a whole command *line* holds one, its line end apart."""
     body = line[:-2] if line.endswith(b"\r\n") else line[:-1]
     return _CONTROL_OCTET.search(body) is not None
+
+
+def is_ordinary(line: bytes) -> bool:
+    """Tell whether a whole *line* ``is_plain`` and not ``has_control_octet``."""
+    return _ORDINARY.fullmatch(line) is not None

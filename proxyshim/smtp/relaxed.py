@@ -31,19 +31,19 @@ _MAX_BLANKS: Final = 512
 class RelaxedReader:
     """Follows what the client sends, and sends it on."""
 
-    __slots__ = ("_chunk_left", "_dialogue", "_line_start", "_unsettled")
+    __slots__ = ("_chunk_left", "_dialogue", "line_start", "unsettled")
 
     def __init__(self, dialogue: Dialogue) -> None:
         """Begin at a command."""
         self._dialogue = dialogue
-        self._line_start = b""  # of a command line that passed in part; not all of it
-        self._unsettled = b""  # a copy of what passed and waits for its meaning
+        self.line_start = b""  # of a command line that passed in part; not all of it
+        self.unsettled = b""  # a copy of what passed and waits for its meaning
         self._chunk_left = 0  # octets of a BDAT's payload
 
     @property
     def is_ahead(self) -> bool:
         """Tell whether something passed that is not a whole and understood line."""
-        return bool(self._line_start or self._unsettled)
+        return bool(self.line_start or self.unsettled)
 
     def read(self, data: bytes, *, passed: bool = False) -> None:
         """Follow *data*, and send it on but for refused commands.
@@ -63,7 +63,7 @@ class RelaxedReader:
 
     def reread(self) -> None:
         """Read what passed before its meaning was known."""
-        data, self._unsettled = self._unsettled, b""
+        data, self.unsettled = self.unsettled, b""
         if data:
             self.read(data, passed=True)
 
@@ -71,7 +71,7 @@ class RelaxedReader:
         """Follow the dialogue no more; only a relaxed session may be left so."""
         dialogue = self._dialogue
         dialogue.mode = Mode.OPAQUE
-        self._unsettled = self._line_start = b""
+        self.unsettled = self.line_start = b""
         # Replies of ours have lost their place, but are owed all the same.
         for owed in dialogue.owed:
             if isinstance(owed, bytes):
@@ -94,15 +94,15 @@ class RelaxedReader:
                 rest = data[position:]
                 (self._stop if end else self._begin_line)(rest, passed)
                 return len(data)
-            line = self._line_start + data[position:end]
+            line = self.line_start + data[position:end]
             row = VERBS.get(verb_of(line), UNKNOWN)
-            can_stay = not (passed or self._line_start)
+            can_stay = not (passed or self.line_start)
             if row.always and can_stay and blanks_before(line) <= _MAX_BLANKS:
                 self._pass_on(data, run, position, passed)
                 run = end
                 dialogue.refuse(row.always)
             else:
-                self._line_start = b""
+                self.line_start = b""
                 self._owe(row, line)
             position = end
         self._pass_on(data, run, position, passed)
@@ -119,13 +119,13 @@ class RelaxedReader:
 
     def _begin_line(self, start: bytes, passed: bool) -> None:
         """Take the start of a line, or more of it; its end is not here yet."""
-        can_stay = not (passed or self._line_start)
+        can_stay = not (passed or self.line_start)
         if can_stay and blanks_before(start) <= _MAX_BLANKS and may_be_refused(start):
             # The end of a line as long as that is not needed: it will be refused.
             self._dialogue.held = start[:MAX_COMMAND_OCTETS]
             return
         self._pass_on(start, 0, len(start), passed)
-        self._line_start = (self._line_start + start)[:MAX_COMMAND_OCTETS]
+        self.line_start = (self.line_start + start)[:MAX_COMMAND_OCTETS]
 
     def _stop(self, rest: bytes, passed: bool) -> None:
         """Read no further while so many replies are owed."""
@@ -140,7 +140,7 @@ class RelaxedReader:
             self._begin_chunk(line)
             return
         self._dialogue.owed.append(row.kind)
-        if row.kind in _DECIDED_BY_REPLY:
+        if row.kind in DECIDED_BY_REPLY:
             self._dialogue.state = State.UNSETTLED
 
     def _begin_chunk(self, line: bytes) -> None:
@@ -171,7 +171,7 @@ class RelaxedReader:
             end, dot = dialogue.scanner.scan(data, end, len(data))
         self._pass_on(data, start, end, passed)
         if dot is Dot.END:
-            self._unsettled = b""
+            self.unsettled = b""
             dialogue.state = State.COMMAND
             if not dialogue.answered_early:
                 dialogue.owed.append(Kind.CONTENT)
@@ -195,16 +195,16 @@ class RelaxedReader:
 
     def _keep(self, data: bytes) -> None:
         """Keep a copy of what passed and can't be understood yet, within bounds."""
-        if len(self._unsettled) + len(data) <= MAX_UNSETTLED_OCTETS:
-            self._unsettled += data
+        if len(self.unsettled) + len(data) <= MAX_UNSETTLED_OCTETS:
+            self.unsettled += data
         elif self._dialogue.state is State.CONTENT:
             # Surely content: no client sends so many commands behind a lone dot.
-            self._dialogue.scanner.odd_dot, self._unsettled = False, b""
+            self._dialogue.scanner.odd_dot, self.unsettled = False, b""
         else:
             self.give_up()
 
 
-_DECIDED_BY_REPLY: Final = (Kind.DATA, Kind.AUTH, Kind.STARTTLS)
+DECIDED_BY_REPLY: Final = (Kind.DATA, Kind.AUTH, Kind.STARTTLS)
 
 _READERS: Final[dict[State, Callable[[RelaxedReader, bytes, int, bool], int]]] = {
     State.COMMAND: RelaxedReader._read_commands,

@@ -5,8 +5,7 @@ unfinished line passes but in content.
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from proxyshim.errors import Reason
 from proxyshim.smtp import replies
@@ -15,6 +14,7 @@ from proxyshim.smtp.dialogue import MAX_OWED, Dialogue, State
 from proxyshim.smtp.lines import (
     MAX_COMMAND_OCTETS,
     has_control_octet,
+    is_ordinary,
     is_plain,
     verb_of,
 )
@@ -30,8 +30,7 @@ from proxyshim.smtp.verbs import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(NamedTuple):
     """What a session's guard depends on, besides the dialogue."""
 
     # A check-only session: how every command but the five is refused.
@@ -73,6 +72,15 @@ class StrictReader:
         if self._auth_withheld:
             return HIDDEN_WHILE_STRICT | {b"AUTH"}
         return HIDDEN_WHILE_STRICT
+
+    def passes(self, line: bytes, kind: Kind) -> bool:
+        """Tell whether a whole *line* of a verb in ``STRICT_COMMANDS`` is sent on at once."""
+        return (
+            self._rules.check_only is None
+            and len(line) <= MAX_COMMAND_OCTETS
+            and is_ordinary(line)
+            and not (self._dialogue.owed and kind in _SENT_ALONE)
+        )
 
     # Each of these reads one thing and returns the position behind it; the position that it
     # got when it can't, now or ever.

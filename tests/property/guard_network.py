@@ -5,6 +5,7 @@ replies wait until the test lets them through, whole or in part.
 """
 
 from proxyshim.smtp.guard import Guard, Rules
+from tests import feeding
 from tests.property.guard_models import Backend, Kind
 
 
@@ -21,7 +22,7 @@ class Network:
 
     def send(self, octets: bytes) -> None:
         """Let the client send."""
-        self.guard.from_client(octets)
+        feeding.from_client(self.guard, octets)
         self._settle()
 
     def deliver(self, count: int = 1) -> None:
@@ -47,7 +48,7 @@ class Network:
 
     def _pass(self, octets: bytes) -> None:
         if octets:
-            self.guard.from_backend(octets)
+            feeding.from_backend(self.guard, octets)
             self._settle()
 
     def _settle(self) -> None:

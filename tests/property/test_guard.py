@@ -13,6 +13,7 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 from proxyshim.errors import BackendError
 from proxyshim.smtp import replies
 from proxyshim.smtp.guard import MAX_HELD_OCTETS, Guard, Mode, Rules
+from tests import feeding
 from tests.property.guard_models import (
     GOOD_ANSWER,
     KINDS,
@@ -593,14 +594,14 @@ def test_nothing_but_a_backends_failure_is_ever_raised(
     guard = Guard(Rules())
     for side, octets in events:
         if side == "c":
-            guard.from_client(octets)
+            feeding.from_client(guard, octets)
         elif side == "d":
             guard.client_closed()
         elif side == "e" and len(octets) == 1:
             guard.backend_closed()
         else:
             try:
-                guard.from_backend(octets)
+                feeding.from_backend(guard, octets)
             except BackendError as error:
                 guard.abandon(error.reason, replies.BACKEND_LOST)
                 assert guard.finished

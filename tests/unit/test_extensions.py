@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxyshim.smtp.extensions import hide, read_extensions
+from proxyshim.smtp.extensions import hide, read_extensions, read_keywords
 from proxyshim.smtp.replies import Reply
 
 POSTFIX = (
@@ -61,6 +61,7 @@ READ = {
 @pytest.mark.parametrize(("raw", "expected"), READ.values(), ids=READ.keys())
 def test_extensions_are_read(raw: bytes, expected: dict[bytes, bytes]) -> None:
     assert offered(raw) == expected
+    assert read_keywords(Reply(250, raw)) == frozenset(expected)
 
 
 HIDDEN = {

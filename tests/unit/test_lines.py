@@ -1,8 +1,10 @@
 """What ends a line, what its verb is, and which octets a command may hold."""
 
+from itertools import product
+
 import pytest
 
-from proxyshim.smtp.lines import has_control_octet, verb_of
+from proxyshim.smtp.lines import has_control_octet, is_ordinary, is_plain, verb_of
 
 VERBS = {
     "a bare verb": (b"NOOP\r\n", b"NOOP"),
@@ -54,3 +56,16 @@ def test_control_octets_are_found_wherever_they_stand(
         ends_as_a_line_does = octet == 0x0D and line_end == b"\n" and body[-1:] == one
         expected = is_control and not ends_as_a_line_does
         assert has_control_octet(body + line_end) is expected
+
+
+@pytest.mark.parametrize("verb", [b"", b"NOOP", b"a", b" NOOP", b"\r", b"NO-OP"])
+def test_a_line_is_ordinary_that_is_plain_and_holds_no_control_octet(
+    verb: bytes,
+) -> None:
+    octets = [bytes([octet]) for octet in range(256) if octet != 0x0A]
+    for rest in map(b"".join, product([b"", b" ", b" x"], octets, [b"", b"x", b"\r"])):
+        for line in (verb + rest + b"\r\n", verb + rest + b"\n"):
+            expected = is_plain(line) and not has_control_octet(line)
+            assert is_ordinary(line) is expected, line
+    assert is_ordinary(b"NOOP x\r\n")
+    assert not is_ordinary(b"NOOP x")

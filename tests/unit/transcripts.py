@@ -28,6 +28,7 @@ from _pytest.mark import ParameterSet
 from proxyshim.errors import Reason
 from proxyshim.smtp import replies
 from proxyshim.smtp.guard import Guard, Mode, Rules, Transaction
+from tests import feeding
 
 # An event; a packet is one as well, its side "C" or "B".
 EVENTS: dict[str, Callable[[Guard], None]] = {
@@ -161,16 +162,22 @@ def splits(steps: list[Step]) -> Iterator[Split]:
             yield cut_at(longest - position)
 
 
-def play(steps: list[Step], split: Split, rules: Rules) -> Guard:
+def play(
+    steps: list[Step],
+    split: Split,
+    rules: Rules,
+    from_client: feeding.Feed = feeding.from_client,
+    from_backend: feeding.Feed = feeding.from_backend,
+) -> Guard:
     """Play a transcript; check everything that can be seen of the guard at each step."""
     guard = Guard(rules)
     for number, step in enumerate(steps, 1):
         at_backend = at_client = b""
         for piece in split(step.octets) if step.octets else [b""]:
             if step.actor == "C":
-                guard.from_client(piece)
+                from_client(guard, piece)
             elif step.actor == "B":
-                guard.from_backend(piece)
+                from_backend(guard, piece)
             else:
                 EVENTS[step.event](guard)
             at_backend += b"".join(guard.to_backend)
@@ -194,6 +201,7 @@ def plays(transcript: str, rules: Rules | None = None) -> None:
     steps = read_transcript(transcript)
     for split in splits(steps):
         play(steps, split, rules or Rules())
+    play(steps, whole, rules or Rules(), Guard.from_client, Guard.from_backend)
 
 
 def table(transcripts: Mapping[str, str]) -> pytest.MarkDecorator:
