@@ -5,7 +5,7 @@ so that ``::ffff:192.0.2.1`` and ``192.0.2.1`` are the same client everywhere af
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -18,12 +18,20 @@ class Endpoint:
 
     address: Address
     port: int
+    _host: str = field(default="", init=False, repr=False, compare=False)
+
+    @property
+    def host(self) -> str:
+        """The address as text, made once: the log wants it, and the backend."""
+        if not self._host:
+            object.__setattr__(self, "_host", str(self.address))
+        return self._host
 
     def __str__(self) -> str:
         """Return ``192.0.2.1:25`` or ``[2001:db8::1]:25``."""
-        if self.address.version == 6:
-            return f"[{self.address}]:{self.port}"
-        return f"{self.address}:{self.port}"
+        if isinstance(self.address, IPv6Address):
+            return f"[{self.host}]:{self.port}"
+        return f"{self.host}:{self.port}"
 
 
 def fold_v4_mapped(address: Address) -> Address:

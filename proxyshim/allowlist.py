@@ -50,8 +50,12 @@ class Networks:
 
     def __contains__(self, address: Address) -> bool:
         """Is the *address*, folded and without its zone id, in one of the networks?"""
-        folded = fold_v4_mapped(address)
-        tables = self._ipv4 if folded.version == 4 else self._ipv6
+        # isinstance() takes half as long as the version's property, and a session may ask three
+        # times, of lists that are empty.
+        folded = (
+            address if isinstance(address, IPv4Address) else fold_v4_mapped(address)
+        )
+        tables = self._ipv4 if isinstance(folded, IPv4Address) else self._ipv6
         if not tables:
             return False
         value = int(folded)

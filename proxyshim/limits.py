@@ -1,7 +1,6 @@
 """How many sessions, of whom, and how fast.  Pure: the time is an argument."""
 
 import errno
-from collections import Counter
 from ipaddress import IPv6Address
 from typing import Final
 
@@ -55,19 +54,22 @@ class Shares:
 
     def __init__(self) -> None:
         """Begin with none."""
-        self._held: Counter[str] = Counter()
+        self._held: dict[str, int] = {}
 
     def take(self, client: str, limit: int) -> bool:
         """Give *client* one more, up to *limit* (0: any number); tell whether it got it."""
-        if limit and self._held[client] >= limit:
+        held = self._held.get(client, 0)
+        if limit and held >= limit:
             return False
-        self._held[client] += 1
+        self._held[client] = held + 1
         return True
 
     def give_back(self, client: str) -> None:
         """Undo a take() that succeeded."""
-        self._held[client] -= 1
-        if self._held[client] <= 0:
+        held = self._held[client] - 1
+        if held > 0:
+            self._held[client] = held
+        else:
             del self._held[client]
 
     def __len__(self) -> int:

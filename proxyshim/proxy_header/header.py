@@ -3,8 +3,8 @@
 Source: HAProxy's doc/proxy-protocol.txt ("PROXY spec"), 2.1 to 2.2.6.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from proxyshim.addresses import Endpoint
 from proxyshim.proxy_header import tlv
@@ -13,6 +13,10 @@ from proxyshim.proxy_header.tlv import SslInfo, Tlv
 # PROXY spec, 2.2.5: a unique id has at most 128 octets.  A longer one is no reason to
 # refuse a client, but nobody has to carry it through the log either.
 MAX_UNIQUE_ID_OCTETS = 128
+
+# Destinations that are kept, for they come again with every session: the few endpoints that the
+# proxy listens at.  Not so the sources, which are its clients.
+MAX_DESTINATIONS = 256
 
 SHOWN_OCTETS = 64
 LOGGED_OCTETS = 128
@@ -44,9 +48,10 @@ class Family(StrEnum):
     UNSPEC = "UNSPEC"
 
 
-@dataclass(frozen=True, slots=True)
-class ProxyHeader:
+class ProxyHeader(NamedTuple):
     """One PROXY header.
+
+    A tuple, for a frozen dataclass of so many fields takes three times as long to make.
 
     ``source`` and ``destination`` are there for TCP4 and TCP6 only: claims, folded like
     every address of ours, and not yet judged.  The paths are there for unix sockets only;
@@ -89,6 +94,8 @@ class ProxyHeader:
 
     def log_details(self) -> dict[str, str | int]:
         """Return the TLVs that an operator searches for, printable, without the absent."""
+        if not self.tlvs:
+            return {}
         details: dict[str, str | int | None] = {
             "authority": _printable_or_none(self.authority),
             "unique_id": _printable_or_none(self.unique_id),

@@ -6,11 +6,18 @@ when it ends, or at the longest that the spec allows.
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 from proxyshim.addresses import Address, Endpoint, fold_v4_mapped
 from proxyshim.errors import ProxyHeaderError, Reason
-from proxyshim.proxy_header.header import Command, Family, ProxyHeader, shortened
+from proxyshim.proxy_header.header import (
+    MAX_DESTINATIONS,
+    Command,
+    Family,
+    ProxyHeader,
+    shortened,
+)
 
 V1_SIGNATURE = b"PROXY "
 
@@ -76,8 +83,15 @@ def _tcp_header(
         Command.PROXY,
         family,
         Endpoint(read_address(source), _read_port(source_port)),
-        Endpoint(read_address(destination), _read_port(destination_port)),
+        _read_destination(read_address, destination, destination_port),
     )
+
+
+@lru_cache(maxsize=MAX_DESTINATIONS)
+def _read_destination(
+    read_address: Callable[[bytes], Address], address: bytes, port: bytes
+) -> Endpoint:
+    return Endpoint(read_address(address), _read_port(port))
 
 
 def _read_ipv4(text: bytes) -> IPv4Address:

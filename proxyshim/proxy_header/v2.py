@@ -5,13 +5,19 @@ the first octet that makes it certain, so that a length field of 65,535 never ha
 waited for.
 """
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from struct import Struct
 from typing import NamedTuple
 
 from proxyshim.addresses import Endpoint, fold_v4_mapped
 from proxyshim.errors import ProxyHeaderError, Reason
-from proxyshim.proxy_header.header import Command, Family, ProxyHeader
+from proxyshim.proxy_header.header import (
+    MAX_DESTINATIONS,
+    Command,
+    Family,
+    ProxyHeader,
+)
 from proxyshim.proxy_header.tlv import Tlv, check_crc32c, read_tlvs
 
 V2_SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
@@ -22,6 +28,8 @@ VERSION_COMMAND_AT = len(V2_SIGNATURE)
 # Version 2 in the high half of the octet, command in the low one.
 _LOCAL, _PROXY = _COMMANDS = (0x20, 0x21)
 
+# Version and command, family and protocol, and the length behind these octets.
+_FIXED = Struct("!BBH")
 _IPV4_BLOCK = Struct("!IIHH")
 _IPV6_BLOCK = Struct("!16s16sHH")
 _UNIX_BLOCK = Struct("!108s108s")
@@ -64,21 +72,26 @@ def read_v2(data: bytes, max_octets: int) -> tuple[ProxyHeader, int] | None:
     the declared length (big-endian), of which *max_octets* are allowed.  Raises
     ProxyHeaderError.  Never reads beyond it.
     """
-    fields = data[VERSION_COMMAND_AT:FIXED_OCTETS]
-    if not fields:
+    if len(data) < FIXED_OCTETS:
+        _check_beginning(data)
         return None
-    _check_version_and_command(fields[0])
-    if len(fields) < 2:
-        return None
-    form = _LOCAL_FORM if fields[0] == _LOCAL else _read_form(fields[1])
-    if len(fields) < 4:
-        return None
-    declared = fields[2] << 8 | fields[3]
+    version_command, family, declared = _FIXED.unpack_from(data, VERSION_COMMAND_AT)
+    _check_version_and_command(version_command)
+    form = _LOCAL_FORM if version_command == _LOCAL else _read_form(family)
     _check_length(declared, form, max_octets)
     end = FIXED_OCTETS + declared
     if len(data) < end:
         return None
     return _read_body(data[:end], form), end
+
+
+def _check_beginning(data: bytes) -> None:
+    """Raise ProxyHeaderError where the length field cannot save the header any more."""
+    fields = data[VERSION_COMMAND_AT:]
+    if fields:
+        _check_version_and_command(fields[0])
+    if len(fields) > 1 and fields[0] != _LOCAL:
+        _read_form(fields[1])
 
 
 def _check_version_and_command(octet: int) -> None:
@@ -134,23 +147,26 @@ def _read_body(header: bytes, form: _Form) -> ProxyHeader:
 
 
 def _tcp_header(header: bytes, family: Family, tlvs: tuple[Tlv, ...]) -> ProxyHeader:
-    source: IPv4Address | IPv6Address
-    destination: IPv4Address | IPv6Address
     if family is Family.TCP4:
         block = _IPV4_BLOCK.unpack_from(header, FIXED_OCTETS)
-        source, destination = IPv4Address(block[0]), IPv4Address(block[1])
+        source = Endpoint(IPv4Address(block[0]), block[2])
+        destination = _read_destination_4(block[1], block[3])
     else:
         block = _IPV6_BLOCK.unpack_from(header, FIXED_OCTETS)
-        source = fold_v4_mapped(IPv6Address(block[0]))
-        destination = fold_v4_mapped(IPv6Address(block[1]))
-    return ProxyHeader(
-        2,
-        Command.PROXY,
-        family,
-        Endpoint(source, block[2]),
-        Endpoint(destination, block[3]),
-        tlvs=tlvs,
-    )
+        source = Endpoint(fold_v4_mapped(IPv6Address(block[0])), block[2])
+        destination = _read_destination_6(block[1], block[3])
+    return ProxyHeader(2, Command.PROXY, family, source, destination, None, None, tlvs)
+
+
+# The same few, where the proxy listens.  The sources are the clients, who differ.
+@lru_cache(maxsize=MAX_DESTINATIONS)
+def _read_destination_4(number: int, port: int) -> Endpoint:
+    return Endpoint(IPv4Address(number), port)
+
+
+@lru_cache(maxsize=MAX_DESTINATIONS)
+def _read_destination_6(packed: bytes, port: int) -> Endpoint:
+    return Endpoint(fold_v4_mapped(IPv6Address(packed)), port)
 
 
 def _unix_header(header: bytes, family: Family, tlvs: tuple[Tlv, ...]) -> ProxyHeader:

@@ -5,11 +5,12 @@ An attribute left out keeps *the shim's* value at the backend, so what is not kn
 """
 
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import IPv6Address
 from typing import Final
 
-from proxyshim.addresses import Address, Endpoint
+from proxyshim.addresses import Endpoint
 
 UNAVAILABLE: Final = b"[UNAVAILABLE]"
 TEMPUNAVAIL: Final = b"[TEMPUNAVAIL]"
@@ -42,9 +43,15 @@ class Names:
 NO_NAMES: Final = Names()
 
 
+# What the backends' EHLO replies say: a few texts, the same for every session.
+@lru_cache(maxsize=64)
+def _attributes_in(parameters: bytes) -> frozenset[bytes]:
+    return frozenset(parameters.upper().split())
+
+
 def offers_identity(parameters: bytes | None) -> bool:
     """Tell whether XCLIENT's EHLO *parameters* (None: not offered) let us say who it is."""
-    return parameters is not None and b"ADDR" in parameters.upper().split()
+    return parameters is not None and b"ADDR" in _attributes_in(parameters)
 
 
 def xclient_command(
@@ -58,40 +65,38 @@ def xclient_command(
     *parameters* is what stands behind XCLIENT in the EHLO reply.  A *client* of None is one
     without an address (a unix socket's).  Raises ValueError when the line gets too long.
     """
-    attributes = {
-        b"ADDR": _address(client),
-        b"PORT": b"%d" % client.port if client else UNAVAILABLE,
-        b"NAME": names.name,
-    }
+    offered = _attributes_in(parameters)
+    line = b"XCLIENT"
+    if b"ADDR" in offered:
+        line += b" ADDR=" + _address(client)
+    if b"PORT" in offered:
+        line += b" PORT=%d" % client.port if client else b" PORT=" + UNAVAILABLE
+    if b"NAME" in offered:
+        line += b" NAME=" + _xtext(names.name)
     # A NAME that is one sets both at Postfix; after a marker the reverse name would stay ours.
-    if names.name in (UNAVAILABLE, TEMPUNAVAIL):
-        attributes[b"REVERSE_NAME"] = names.reverse_name
+    if b"REVERSE_NAME" in offered and names.name in (UNAVAILABLE, TEMPUNAVAIL):
+        line += b" REVERSE_NAME=" + _xtext(names.reverse_name)
     if destination is not None:
-        attributes[b"DESTADDR"] = _address(destination)
-        attributes[b"DESTPORT"] = b"%d" % destination.port
-    return _command(attributes, parameters.upper().split())
-
-
-def _command(attributes: dict[bytes, bytes], offered: Collection[bytes]) -> bytes:
-    words = [b"XCLIENT"]
-    for attribute, value in attributes.items():
-        if attribute in offered:
-            words.append(attribute + b"=" + _NOT_XTEXT.sub(_escape, value))
-    line = b" ".join(words) + b"\r\n"
+        if b"DESTADDR" in offered:
+            line += b" DESTADDR=" + _address(destination)
+        if b"DESTPORT" in offered:
+            line += b" DESTPORT=%d" % destination.port
+    line += b"\r\n"
     if len(line) > MAX_COMMAND_OCTETS:
         raise ValueError(f"XCLIENT line exceeds {MAX_COMMAND_OCTETS} octets")
     return line
 
 
 def _address(endpoint: Endpoint | None) -> bytes:
+    """Return an address, or what says that there is none: both are xtext as they are."""
     if endpoint is None:
         return UNAVAILABLE
-    return _convey(endpoint.address)
+    prefix = b"IPV6:" if isinstance(endpoint.address, IPv6Address) else b""
+    return prefix + endpoint.host.encode("ascii")
 
 
-def _convey(address: Address) -> bytes:
-    prefix = b"IPV6:" if address.version == 6 else b""
-    return prefix + str(address).encode("ascii")
+def _xtext(value: bytes) -> bytes:
+    return _NOT_XTEXT.sub(_escape, value)
 
 
 def _escape(found: re.Match[bytes]) -> bytes:

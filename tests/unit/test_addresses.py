@@ -24,6 +24,14 @@ def test_an_endpoint_is_shown_with_its_port(address: str, text: str) -> None:
     assert str(Endpoint(ip_address(address), 25)) == text
 
 
+def test_an_endpoint_whose_text_was_asked_for_is_the_same_endpoint() -> None:
+    asked, other = (Endpoint(ip_address("2001:DB8::0:1"), 25) for _ in range(2))
+    assert asked.host == asked.host == "2001:db8::1"
+    assert asked == other
+    assert hash(asked) == hash(other)
+    assert repr(asked) == repr(other)
+
+
 @pytest.mark.parametrize(
     ("address", "folded"),
     [

@@ -71,6 +71,15 @@ def test_what_is_given_back_can_be_taken_again() -> None:
     assert shares.take("a", 1)
 
 
+def test_who_gives_one_back_keeps_the_others() -> None:
+    shares = Shares()
+    assert [shares.take("a", 3) for _ in range(4)] == [True, True, True, False]
+    shares.give_back("a")
+    shares.give_back("a")
+    assert len(shares) == 1
+    assert [shares.take("a", 3) for _ in range(3)] == [True, True, False]
+
+
 def test_a_client_that_has_none_is_forgotten() -> None:
     shares = Shares()
     for client in map(str, range(1000)):

@@ -1,11 +1,11 @@
 """What read_header() and starts_header() promise beyond the vectors."""
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
-from proxyshim.addresses import Endpoint
-from proxyshim.errors import Reason
+from proxyshim.addresses import Endpoint, read_address
+from proxyshim.errors import ProxyHeaderError, Reason
 from proxyshim.proxy_header import (
     Command,
     Family,
@@ -55,6 +55,48 @@ def with_tlvs(*tlvs: bytes) -> ProxyHeader:
     result = read_header(build_v2(PROXY, TCP4, IPV4_BLOCK, *tlvs))
     assert result is not None
     return result[0]
+
+
+# What one header said is nothing to the next
+
+ENDS = [
+    *((client, "198.51.100.25", 40001, 25) for client in ("192.0.2.10", "192.0.2.11")),
+    ("192.0.2.10", "198.51.100.26", 40001, 25),
+    ("192.0.2.10", "198.51.100.25", 40002, 25),
+    ("192.0.2.10", "198.51.100.25", 40001, 26),
+    ("2001:db8::10", "2001:db8::25", 40001, 25),
+    ("2001:db8::11", "2001:db8::25", 40001, 25),
+    ("2001:db8::10", "2001:db8::26", 40001, 25),
+    ("2001:db8::10", "2001:db8::25", 40001, 26),
+    ("::ffff:192.0.2.10", "::ffff:198.51.100.25", 40001, 25),
+]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_header_is_read_the_same_the_second_time(version: int) -> None:
+    for source, destination, source_port, destination_port in [*ENDS, *ENDS]:
+        family = Family.TCP6 if ":" in source else Family.TCP4
+        if version == 1:
+            ends = f"{source} {destination} {source_port} {destination_port}"
+            data = f"PROXY {family} {ends}\r\n".encode()
+        else:
+            ends_of = (ip_address(source), ip_address(destination))
+            block = addresses(*ends_of, source_port, destination_port)
+            data = build_v2(PROXY, TCP6 if ":" in source else TCP4, block)
+        expected = ProxyHeader(
+            version,
+            Command.PROXY,
+            family,
+            Endpoint(read_address(source), source_port),
+            Endpoint(read_address(destination), destination_port),
+        )
+        assert read_header(data) == (expected, len(data))
+
+
+def test_a_port_that_is_too_large_is_refused_each_time() -> None:
+    for _ in range(2):
+        with pytest.raises(ProxyHeaderError):
+            read_header(b"PROXY TCP4 192.0.2.10 198.51.100.25 1 65536\r\n")
 
 
 # Signatures

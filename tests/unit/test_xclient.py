@@ -105,6 +105,12 @@ def test_the_offer_may_be_written_in_any_case() -> None:
     )
 
 
+def test_each_backend_is_sent_what_it_offers() -> None:
+    for _ in range(2):
+        assert xclient_command(b"ADDR", CLIENT, None) == b"XCLIENT ADDR=203.0.113.7\r\n"
+        assert xclient_command(b"port", CLIENT, None) == b"XCLIENT PORT=40001\r\n"
+
+
 def test_without_a_destination_none_is_said() -> None:
     assert b"DEST" not in xclient_command(ALL, CLIENT, None, REVERSE_ONLY)
 
