@@ -5,14 +5,16 @@ Only the shell logs, never content, credentials or raw octets.  An event is a co
 operator should mend something.
 """
 
-import contextlib
 import json
 import os
 import sys
-from typing import Any, Final, Literal, TextIO, cast
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, TextIO
 
 import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
+from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 # sd-daemon(3): what the journal takes from the start of a line.
@@ -40,29 +42,95 @@ def configure(format: Literal["json", "console"], level: str) -> None:  # noqa: 
         )
     if journal:
         processors.append(_put_priority)
+    logger = structlog.make_filtering_bound_logger(_LEVELS[level])
+    if format == "json":
+        logger = _with_shortcuts(logger, _LEVELS[level], journal=journal)
+    writer = _Writer(sys.stderr)
     structlog.configure(
         processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(
-            file=cast("TextIO", _Harmless(sys.stderr))
-        ),
+        wrapper_class=logger,
+        logger_factory=lambda *_: writer,
         cache_logger_on_first_use=False,
     )
 
 
-class _Harmless:
-    """A stream whose reader may be gone: mail goes on without a log."""
+class _Writer:
+    """Writes lines to a stream whose reader may be gone: mail goes on without a log.
+
+    To the descriptor, for the stream's own buffer would keep what could not be written.
+    """
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self._descriptor = stream.fileno()
+        self._encoding = stream.encoding
 
-    def write(self, text: str) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
+    def write(self, line: str) -> None:
+        # As stderr does with what it can't encode.
+        octets = (line + "\n").encode(self._encoding, "backslashreplace")
+        try:
+            written = os.write(self._descriptor, octets)
+            while written < len(octets):  # a signal came
+                written += os.write(self._descriptor, octets[written:])
+        except OSError:
+            pass
 
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.flush()
+    # By the names of the levels, as structlog calls what it wraps.
+    debug = info = warning = error = critical = write
+
+
+def _with_shortcuts(
+    ordinary: type[FilteringBoundLogger], lowest: int, *, journal: bool
+) -> type[FilteringBoundLogger]:
+    """Return *ordinary* with methods that write the same lines in a third of the time.
+
+    A session writes one line, and structlog's way through the processors would be a tenth of
+    all that a session costs.
+    """
+    shortcuts = {
+        level: _shortcut(level, getattr(ordinary, level), journal=journal)
+        for level, number in _LEVELS.items()
+        if number >= lowest
+    }
+    return type("JsonLogger", (ordinary,), shortcuts)
+
+
+def _shortcut(
+    level: str, ordinary: Callable[..., Any], *, journal: bool
+) -> Callable[..., None]:
+    """Return what configure()'s processors and _Writer do for an event of *level*."""
+    priority = _PRIORITIES[level] if journal else ""
+    timestamp = _Clock().timestamp
+
+    def write(self: Any, event: str, *args: Any, **details: Any) -> None:
+        if args or "exc_info" in details:
+            ordinary(self, event, *args, **details)
+            return
+        entry = {"event": event, **self._context, **details}
+        entry["level"] = level
+        if not journal:
+            entry["timestamp"] = timestamp()
+        self._logger.write(priority + _encode(entry))
+
+    return write
+
+
+class _Clock:
+    """Tells the time as structlog's TimeStamper does, in a fourth of its time."""
+
+    __slots__ = ("_second", "_text")
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._text = ""  # of that second, without the fraction
+
+    def timestamp(self) -> str:
+        second, nanosecond = divmod(time.time_ns(), 1_000_000_000)
+        if second != self._second:
+            self._second = second
+            self._text = datetime.fromtimestamp(second, UTC).isoformat()[:19]
+        microsecond = nanosecond // 1000
+        # isoformat() leaves a fraction of 0 out.
+        return f"{self._text}.{microsecond:06}Z" if microsecond else f"{self._text}Z"
 
 
 def _is_journal(stream: TextIO) -> bool:
@@ -80,11 +148,11 @@ def mark(level: str) -> str:
     return _PRIORITIES[level] if _is_journal(sys.stderr) else ""
 
 
-_ENCODE: Final = json.JSONEncoder(default=str, separators=(",", ":")).encode
+_encode: Final = json.JSONEncoder(default=str, separators=(",", ":")).encode
 
 
 def _render_json(_: WrappedLogger, __: str, event: EventDict) -> str:
-    return _ENCODE({"event": event.pop("event"), **event})
+    return _encode({"event": event.pop("event"), **event})
 
 
 def _put_priority(_: WrappedLogger, method: str, line: Any) -> str:
