@@ -40,7 +40,7 @@ class Load:
     at_once: int = 20
     messages: int = 1  # 0: connect and quit
     octets: int = 2048  # of each message
-    header: str = "v2"
+    header: str = "v2"  # v1, v2, none; xclient: no header, but the client says XCLIENT
     pipelining: bool = False
     hold: str = ""  # stay at "ehlo" or "rcpt"
 
