@@ -10,18 +10,20 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from proxyshim.addresses import Address, Endpoint, SocketName, read_address
-from proxyshim.connection import Connection, connect
-from proxyshim.deadlines import Limit
+from proxyshim.connection import Connection, begin_to_connect, connect_unix
+from proxyshim.deadlines import Limit, deadlines_of
 from proxyshim.errors import BackendError, Reason
 from proxyshim.limits import OUT_OF_DESCRIPTORS
 from proxyshim.smtp.extensions import read_extensions
 from proxyshim.smtp.replies import Reply, ReplyParser
 from proxyshim.smtp.xclient import NO_NAMES, Names, offers_identity, xclient_command
+from proxyshim.strand import in_task
 
 # What the MTA says of our XCLIENT itself.  Any other 5yz than 554 is taken for that too.
 _CLIENT_REFUSAL: Final = 554
@@ -37,18 +39,29 @@ _AT_A_COMMAND: Final = (
 )
 
 
-async def resolve(backend: SocketName) -> list[tuple[int, object]]:
-    """Return (family, socket address) of each way to reach the backend.  Raises OSError."""
+Route = tuple[int, object]  # family, socket address
+
+
+async def resolve(backend: SocketName) -> Sequence[Route]:
+    """Return each way to reach the backend.  Raises OSError."""
+    loop = asyncio.get_running_loop()
+    return _without_asking(backend) or [
+        (family, address)
+        for family, _, _, _, address in await in_task(
+            loop, loop.getaddrinfo(backend.host, backend.port, type=socket.SOCK_STREAM)
+        )
+    ]
+
+
+def _without_asking(backend: SocketName) -> Sequence[Route]:
+    """Return the one way where the configuration says it all; none for a host name."""
     if backend.path:
-        return [(socket.AF_UNIX, backend.path)]
-    if (family := _family_of(backend.host)) is not None:  # nobody needs to be asked
-        return [(family, (backend.host, backend.port))]
-    found = await asyncio.get_running_loop().getaddrinfo(
-        backend.host, backend.port, type=socket.SOCK_STREAM
-    )
-    return [(family, address) for family, _, _, _, address in found]
+        return ((socket.AF_UNIX, backend.path),)
+    family = _family_of(backend.host)
+    return ((family, (backend.host, backend.port)),) if family is not None else ()
 
 
+@lru_cache
 def _family_of(host: str) -> int | None:
     """Return the family of an address without a zone id; None of what is a name."""
     for family in (socket.AF_INET, socket.AF_INET6):
@@ -104,49 +117,62 @@ async def no_names() -> Names:
 class BackendConnection:
     """A connection to the MTA on which replies are read one at a time."""
 
+    __slots__ = ("_parser", "_reply_timeout_s", "connection")
+
     def __init__(self, connection: Connection, reply_timeout_s: float) -> None:
         """Take over a fresh connection."""
         self.connection = connection
         self._reply_timeout_s = reply_timeout_s
         self._parser = ReplyParser()
-        self._loop = asyncio.get_running_loop()
 
-    async def command(self, line: bytes) -> Reply:
+    # These two are not coroutines themselves, but return one: whoever waits is resumed through
+    # every coroutine between, and each costs.
+
+    def greeting(self) -> Awaitable[Reply]:
+        """Wait for the greeting.  Raises BackendError."""
+        return self._reply(b"connect")
+
+    def command(self, line: bytes) -> Awaitable[Reply]:
         """Send a command *line*, line end and all; return its reply.  Raises BackendError."""
-        verb = line[:4].decode("ascii", "replace").strip()
         if not self._parser.at_boundary:  # it could pass for the reply to this
             raise BackendError(
                 Reason.BACKEND_BAD_REPLY,
-                f"spoke before {verb}: {self._parser.take_rest()[:60]!r}",
+                f"spoke before {_verb(line)}: {self._parser.take_rest()[:60]!r}",
             )
         self.connection.send(line)
-        return await self.reply(verb)
+        return self._reply(line)
 
-    async def reply(self, to: str) -> Reply:
-        """Wait for a reply.  Raises BackendError."""
+    async def _reply(self, to: bytes) -> Reply:
+        connection, parser = self.connection, self._parser
         try:
-            with Limit(self._loop, self._reply_timeout_s):
-                while (reply := self._parser.next()) is None:
-                    data = await self.connection.receive()
+            with Limit(connection.deadlines, self._reply_timeout_s):
+                while (reply := parser.next()) is None:
+                    data = await connection.receive()
                     if not data:
                         raise BackendError(
-                            Reason.BACKEND_CLOSED, f"closed before the reply to {to}"
+                            Reason.BACKEND_CLOSED,
+                            f"closed before the reply to {_verb(to)}",
                         )
-                    self._parser.feed(data)
+                    parser.feed(data)
                 return reply
         except TimeoutError:
             raise BackendError(
                 Reason.BACKEND_TIMEOUT,
-                f"no reply to {to} within {self._reply_timeout_s:g} s",
+                f"no reply to {_verb(to)} within {self._reply_timeout_s:g} s",
             ) from None
         except OSError as error:
             raise BackendError(
-                Reason.BACKEND_CLOSED, f"{error.strerror} before the reply to {to}"
+                Reason.BACKEND_CLOSED,
+                f"{error.strerror} before the reply to {_verb(to)}",
             ) from None
 
     def take_rest(self) -> bytes:
         """Give up what was received behind the last reply."""
         return self._parser.take_rest()
+
+
+def _verb(command: bytes) -> str:
+    return command.split(None, 1)[0].decode("ascii", "replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +187,7 @@ class OpenBackend:
     @property
     def local_port(self) -> int | None:
         """Tell our port towards the backend: what its log knows us by; None on unix."""
-        ours = self.connection.local_endpoint()
-        return ours.port if ours else None
+        return self.connection.local_port
 
 
 async def dial(address: SocketName, limits: BackendLimits) -> BackendConnection:
@@ -172,14 +197,19 @@ async def dial(address: SocketName, limits: BackendLimits) -> BackendConnection:
     the next.
     """
     loop = asyncio.get_running_loop()
+    deadlines = deadlines_of(loop)
     until = loop.time() + limits.connect_timeout_s
     failure = "has no address"
-    addresses = await _resolve_until(until, address)
+    addresses = _without_asking(address) or await _resolve_until(until, address)
     for number, (family, socket_address) in enumerate(addresses):
         share_s = (until - loop.time()) / (len(addresses) - number)
         try:
-            with Limit(loop, share_s):
-                connection = await connect(loop, family, socket_address)
+            with Limit(deadlines, share_s):
+                if family == socket.AF_UNIX:
+                    connection = await connect_unix(loop, address.path)
+                else:
+                    connection = begin_to_connect(loop, family, socket_address)
+                    await connection.wait_until_connected()
         except TimeoutError:
             failure = f"no connection within {share_s:.3g} s"
         except OSError as error:
@@ -191,10 +221,10 @@ async def dial(address: SocketName, limits: BackendLimits) -> BackendConnection:
     raise _unreachable(address, failure)
 
 
-async def _resolve_until(until: float, address: SocketName) -> list[tuple[int, object]]:
+async def _resolve_until(until: float, address: SocketName) -> Sequence[Route]:
     loop = asyncio.get_running_loop()
     try:
-        with Limit(loop, until - loop.time()):
+        with Limit(deadlines_of(loop), until - loop.time()):
             return await resolve(address)
     except TimeoutError:
         raise _unreachable(address, "no answer in time for its name") from None
@@ -258,7 +288,7 @@ async def greet(
     backend: BackendConnection, limits: BackendLimits
 ) -> Mapping[bytes, bytes]:
     """Take the greeting and say EHLO; return what is offered.  Raises BackendError."""
-    greeting = await backend.reply("connect")
+    greeting = await backend.greeting()
     if greeting.code != 220:
         raise BackendError(
             Reason.BACKEND_GREETING, f"greeted with: {greeting.excerpt()}"

@@ -1,10 +1,10 @@
 """One connected socket on the event loop: receive, send at once, close with care.
 
 Written on the raw socket rather than on asyncio's transports because what a session costs is
-system calls and wake-ups: ``send`` writes at once instead of at the next turn of the loop, one
-receive buffer serves all connections, and a socket is registered once (poller.py).  A connection
-is read in one of two ways at a time: by ``await receive()`` in a phase that goes step by step, or
-by the callbacks given to ``start_reading`` while bytes are pumped.
+system calls and wake-ups: ``send`` writes at once instead of at the next turn of the loop, and a
+socket is registered once (poller.py).  A connection is read in one of two ways at a time: by
+``await receive()`` in a phase that goes step by step (in a strand, or in a Task), or by the
+callbacks given to ``start_reading`` while bytes are pumped.
 """
 
 import asyncio
@@ -20,17 +20,16 @@ from collections.abc import Callable
 from typing import Final
 
 from proxyshim.addresses import Endpoint, read_socket_address
-from proxyshim.deadlines import Limit
+from proxyshim.deadlines import Limit, deadlines_of
 from proxyshim.poller import ENDED, READABLE, WRITABLE, poller_of
+from proxyshim.strand import Sleeper, Strand, TaskSleeper, in_task, running
 
-# One buffer for all: nothing is kept in it from one callback to the next.
-_BUFFER_OCTETS: Final = 262_144
-_BUFFER: Final = bytearray(_BUFFER_OCTETS)
-_VIEW: Final = memoryview(_BUFFER)
+# So much memory is taken for a read, and what was not filled given back before the next.  The C
+# library asks the kernel for each piece above 128 kB, which takes far longer.
+_READ_OCTETS: Final = 65_536
 
 LINGER_S: Final = 2.0
 LINGER_OCTETS: Final = 1_048_576
-_closing: Final[set[asyncio.Task[None]]] = set()  # the loop holds tasks weakly
 _UNIX_RETRY_S: Final = 0.05  # a full unix socket's queue can't be waited for
 
 
@@ -44,14 +43,12 @@ class Connection:
 
     __slots__ = (
         "_backlog",
-        "_end_told",
+        "_connecting",
         "_ended",
         "_fd",
-        "_loop",
         "_on_data",
         "_on_drained",
         "_on_error",
-        "_paused",
         "_poller",
         "_pumping",
         "_readable",
@@ -60,28 +57,42 @@ class Connection:
         "_waiter",
         "backlog_octets",
         "closed",
+        "deadlines",
+        "loop",
         "octets_received",
         "octets_sent",
+        "paused",
         "write_failed",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
-        """Take over *sock*, which is connected, or connecting, and does not block."""
-        self._loop = loop
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        *,
+        is_connecting: bool = False,
+        may_be_readable: bool = False,
+    ) -> None:
+        """Take over *sock*, which is connected, or connecting, and does not block.
+
+        With *may_be_readable* the first read does not wait to be told that something is there.
+        """
+        self.loop = loop
+        self.deadlines = deadlines_of(loop)
         self._sock = sock
         self._fd = sock.fileno()
         # Made when the kernel does not take all: most connections never need it, and an empty
         # deque takes 760 octets.
         self._backlog: deque[bytes | memoryview] | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: Sleeper | None = None
         self._on_data: Callable[[bytes], None] | None = None
         self._on_error: Callable[[OSError], None] | None = None
         self._on_drained: Callable[[], None] | None = None
-        self._readable = True  # as far as we know
+        self._readable = may_be_readable
+        self._connecting = is_connecting
         self._ended = False  # the other end shut down or reset: reading will show it
-        self._paused = False
+        self.paused = False
         self._pumping = False  # a call of _pump is on its way
-        self._end_told = False  # to on_data
         self._shut = False
         self.backlog_octets = 0
         self.octets_received = 0
@@ -91,55 +102,58 @@ class Connection:
         self._poller = poller_of(loop)
         self._poller.add(self._fd, self)
 
+    @property
+    def local_port(self) -> int | None:
+        """Our end's port; None on a unix socket."""
+        name = self._sock.getsockname()
+        return name[1] if isinstance(name, tuple) else None
+
     def local_endpoint(self) -> Endpoint | None:
         """Return our end; None on a unix socket."""
         return read_socket_address(self._sock.getsockname())
 
     def on_edge(self, events: int) -> None:
         """Take what the poller tells."""
-        if self.closed:
-            return
         if events & ENDED:
             self._ended = self._readable = True
         elif events & READABLE:
             self._readable = True
-        if events & WRITABLE and self._backlog:
+        if self._backlog is not None and events & WRITABLE:
             self._send_backlog(self._backlog)
-        if self._waiter is not None:
-            if not self._waiter.done():
-                self._waiter.set_result(None)
-        elif self._readable and not self._end_told:
-            self._pump()
+        if self._waiter is None:
+            if self._readable:
+                self._pump()
+        elif self._readable or self._connecting:
+            self._connecting = False
+            self._waiter.resume()
 
     # Reading.
 
     def receive_now(self) -> bytes | None:
         """Return what is there: None is nothing yet, empty is the end.  Raises OSError."""
         try:
-            count = self._sock.recv_into(_BUFFER)
+            data = self._sock.recv(_READ_OCTETS)
         except (BlockingIOError, InterruptedError):
             self._readable = False
             return None
-        # A short read of a stream has taken all there was (epoll(7)), but for its end.
-        self._ended = self._ended or count == 0
-        self._readable = count == _BUFFER_OCTETS or self._ended
+        count = len(data)
         self.octets_received += count
-        return bytes(_VIEW[:count])
+        # A short read of a stream has taken all there was (epoll(7)), but for its end.
+        if count == 0:
+            self._ended = True
+        self._readable = self._ended or count == _READ_OCTETS
+        return data
 
     async def receive(self) -> bytes:
         """Wait for octets; empty is the end.  Raises OSError."""
         while True:
             if self._readable and (data := self.receive_now()) is not None:
                 return data
-            await self._edge()
-
-    async def _edge(self) -> None:
-        """Wait for the poller to tell anything."""
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+            self._waiter = sleeper = running() or TaskSleeper(self.loop)
+            try:
+                await sleeper.pause()
+            finally:
+                self._waiter = None
 
     def start_reading(
         self,
@@ -158,42 +172,52 @@ class Connection:
 
     def pause_reading(self) -> None:
         """Leave what arrives in the kernel, so that the sender has to wait."""
-        self._paused = True
+        self.paused = True
 
     def resume_reading(self) -> None:
         """Undo pause_reading(); what is there already is given a moment later."""
-        self._paused = False
-        if self._readable and not (self._pumping or self._end_told):
-            self._pumping = True
-            self._loop.call_soon(self._pump_later)
+        self.paused = False
+        if self._readable:
+            self._pump_soon()
 
     def stop_callbacks(self) -> None:
         """Return to ``receive``: the callbacks given are not called any more."""
         self._on_data = self._on_error = self._on_drained = None
+
+    def _pump_soon(self) -> None:
+        if not self._pumping and self._on_data is not None:
+            self._pumping = True
+            self.loop.call_soon(self._pump_later)
 
     def _pump_later(self) -> None:
         self._pumping = False
         self._pump()
 
     def _pump(self) -> None:
-        """Give one read to the callback; if there is more, come back after the others."""
-        on_data = self._on_data
-        if on_data is None or self._paused or self._end_told or not self._readable:
-            return
-        try:
-            data = self.receive_now()
-        except OSError as error:
-            self._paused = True
-            if self._on_error is not None:
-                self._on_error(error)
-            return
-        if data is None:
-            return
-        if not data:
-            self._end_told = True
-        on_data(data)
-        if self._readable and not self._paused:
-            self.resume_reading()
+        """Give one read to the callback; if there is more, come back after the others.
+
+        An end that is known of is no more: it is read and told at once.
+        """
+        while self._readable and not self.paused and self._on_data is not None:
+            on_data = self._on_data
+            try:
+                data = self.receive_now()
+            except OSError as error:
+                self._tell_error(error)
+                return
+            if data is None:
+                return
+            if not data:
+                self._on_data = None  # it hears of the end once
+            on_data(data)
+            if len(data) == _READ_OCTETS:
+                self._pump_soon()
+                return
+
+    def _tell_error(self, error: OSError) -> None:
+        self._on_data = None
+        if self._on_error is not None:
+            self._on_error(error)
 
     # Writing.
 
@@ -201,39 +225,40 @@ class Connection:
         """Send at once what the kernel takes; the rest when it can, in order."""
         if self.write_failed or self.closed or not data:
             return
-        if self._backlog:
+        if self._backlog is not None:
             self._backlog.append(data)
             self.backlog_octets += len(data)
             return
-        sent = self._try_send(data)
-        if sent < len(data) and not self.write_failed:
-            self._backlog = deque([memoryview(data)[sent:]])
-            self.backlog_octets = len(data) - sent
-
-    def _try_send(self, data: bytes | memoryview) -> int:
         try:
             sent = self._sock.send(data)
         except (BlockingIOError, InterruptedError):
-            return 0
+            sent = 0
         except OSError:
             self._fail_writing()
-            return 0
+            return
         self.octets_sent += sent
-        return sent
+        if sent < len(data):
+            self._backlog = deque([memoryview(data)[sent:]])
+            self.backlog_octets = len(data) - sent
 
     def _fail_writing(self) -> None:
         self.write_failed = True
         self._backlog = None
         self.backlog_octets = 0
         if self._on_drained is not None:
-            self._loop.call_soon(self._on_drained)
+            self.loop.call_soon(self._on_drained)
 
     def _send_backlog(self, backlog: deque[bytes | memoryview]) -> None:
         while backlog:
             data = backlog[0]
-            sent = self._try_send(data)
-            if self.write_failed:
+            try:
+                sent = self._sock.send(data)
+            except (BlockingIOError, InterruptedError):
                 return
+            except OSError:
+                self._fail_writing()
+                return
+            self.octets_sent += sent
             self.backlog_octets -= sent
             if sent < len(data):
                 backlog[0] = memoryview(data)[sent:]
@@ -297,22 +322,31 @@ class Connection:
         """Close gently, with nobody waiting for it."""
         if self.closed:
             return
-        task = self._loop.create_task(self.close_gently())
-        _closing.add(task)
-        task.add_done_callback(_closing.discard)
+        Strand(self.close_gently(), self._note_close).resume()
+
+    def _note_close(self, error: BaseException | None) -> None:
+        if error is not None:
+            self.loop.call_exception_handler(
+                {"message": "closing a connection failed", "exception": error}
+            )
 
     async def _discard_input(self, limit_s: float) -> bool:
         """Discard what comes; True when it ended, False when the time or the bound did."""
         bound = self.octets_received + LINGER_OCTETS
         try:
-            with Limit(self._loop, limit_s):
+            with Limit(self.deadlines, limit_s):
                 while self.octets_received < bound:
                     if not await self.receive():
                         return True
-                await self._loop.create_future()  # enough: who sends on has to wait
+                await self._wait_for_ever()  # enough: who sends on has to wait
         except TimeoutError:
             pass
         return False
+
+    async def _wait_for_ever(self) -> None:
+        sleeper = running() or TaskSleeper(self.loop)
+        while True:
+            await sleeper.pause()
 
     def close(self) -> None:
         """Close at once."""
@@ -326,22 +360,28 @@ class Connection:
         self._sock.close()
 
     async def wait_until_connected(self) -> None:
-        """Wait for the outcome of a connect() that was begun.  Raises OSError."""
-        await self._edge()
-        error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error:
-            raise OSError(error, os.strerror(error))
+        """Wait for the outcome of a connect(); without success it is closed.  Raises OSError."""
+        self._waiter = sleeper = running() or TaskSleeper(self.loop)
+        try:
+            while self._connecting:
+                await sleeper.pause()
+            if self._ended:
+                error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if error:
+                    raise OSError(error, os.strerror(error))
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._waiter = None
 
 
-async def connect(
+def begin_to_connect(
     loop: asyncio.AbstractEventLoop, family: int, address: object
 ) -> Connection:
-    """Connect a stream socket.  Raises OSError.  No limit of its own: use a Limit."""
+    """Begin a TCP connection; ``wait_until_connected`` goes on.  Raises OSError."""
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        if family == socket.AF_UNIX:
-            await _connect_unix(sock, str(address))
-            return Connection(loop, sock)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         error = sock.connect_ex(address)  # type: ignore[arg-type]
         if error not in (0, errno.EINPROGRESS):
@@ -349,21 +389,20 @@ async def connect(
     except BaseException:
         sock.close()
         raise
-    connection = Connection(loop, sock)
+    return Connection(loop, sock, is_connecting=bool(error))
+
+
+async def connect_unix(loop: asyncio.AbstractEventLoop, path: str) -> Connection:
+    """Connect to a unix socket.  Raises OSError.  No limit of its own: use a Limit."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        if error:
-            await connection.wait_until_connected()
+        while True:
+            try:
+                sock.connect(path)
+            except BlockingIOError:
+                await in_task(loop, asyncio.sleep(_UNIX_RETRY_S))
+            else:
+                return Connection(loop, sock)
     except BaseException:
-        connection.close()
+        sock.close()
         raise
-    return connection
-
-
-async def _connect_unix(sock: socket.socket, path: str) -> None:
-    while True:
-        try:
-            sock.connect(path)
-        except BlockingIOError:
-            await asyncio.sleep(_UNIX_RETRY_S)
-        else:
-            return

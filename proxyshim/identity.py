@@ -5,6 +5,8 @@ Pure: what only the running host knows (its own addresses, the backend's) comes 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Final
 
 from proxyshim.addresses import Address, Endpoint
 from proxyshim.errors import Reason
@@ -33,29 +35,35 @@ def identify_peer(peer: Endpoint | None, local: Endpoint | None) -> Identity:
 def identify_claim(
     header: ProxyHeader,
     proxy: Endpoint | None,
-    local: Endpoint | None,
+    find_local: Callable[[], Endpoint | None],
     is_believed: Callable[[Address], bool],
 ) -> Identity:
     """Return the identity that a listed *proxy*'s *header* claims, if *is_believed* agrees.
 
-    *local* is our end of the proxy's connection.
+    *find_local* returns our end of the proxy's connection; it is asked for a health check only.
     """
     claimed = header.source
     if claimed is None:
-        return Identity(proxy, local, Reason.NO_CLIENT_ADDRESS)
+        return Identity(proxy, find_local(), Reason.NO_CLIENT_ADDRESS)
     if not is_believed(claimed.address):
-        return Identity(proxy, local, Reason.CLAIM_NOT_BELIEVED)
+        return Identity(proxy, find_local(), Reason.CLAIM_NOT_BELIEVED)
     return Identity(claimed, header.destination)
 
 
-def is_unicast(address: Address) -> bool:
-    """Tell whether *address* can be one host's on a network.
+# First octets.  0.0.0.0/8 is "this network": RFC 791, 3.2.
+_NOT_UNICAST_IPV4: Final = frozenset({0, 127, *range(224, 240)})
+_LIMITED_BROADCAST: Final = 0xFFFFFFFF
+_IPV6_MULTICAST: Final = 0xFF
+_IPV6_LOOPBACK: Final = 1
 
-    Not so: loopback, unspecified (0.0.0.0/8, "this network", with it: RFC 791, 3.2),
-    multicast and limited broadcast.
+
+def is_unicast(address: Address) -> bool:
+    """Tell whether *address*, folded, can be one host's on a network.
+
+    Not so: loopback, unspecified, multicast and limited broadcast.  From the number, for the
+    properties of ipaddress compare the address with networks.
     """
-    if address.is_loopback or address.is_multicast or address.is_unspecified:
-        return False
-    if address.version == 4:
-        return int(address) >> 24 != 0 and int(address) != 0xFFFFFFFF
-    return True
+    value = int(address)
+    if isinstance(address, IPv4Address):
+        return value >> 24 not in _NOT_UNICAST_IPV4 and value != _LIMITED_BROADCAST
+    return value >> 120 != _IPV6_MULTICAST and value > _IPV6_LOOPBACK

@@ -36,6 +36,7 @@ from proxyshim.addresses import Address
 from proxyshim.metrics import Metrics
 from proxyshim.smtp.host_names import is_host_name
 from proxyshim.smtp.xclient import NO_NAMES, TEMPUNAVAIL, UNAVAILABLE, Names
+from proxyshim.strand import in_task
 
 # How long a result is kept, in seconds: what the DNS says, within these.
 MIN_TTL_S: Final = 1.0
@@ -137,7 +138,8 @@ class Question:
         """Return the names; ``[TEMPUNAVAIL]`` for what is not known when the time is up."""
         found = self._lookup
         if isinstance(found, _Lookup):
-            found = await self._wait(found)
+            loop = asyncio.get_running_loop()
+            found = await in_task(loop, self._wait(found))
         self._metrics.name_results[found.result] += 1
         return found.names
 

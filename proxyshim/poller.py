@@ -9,8 +9,9 @@ Source: epoll(7), "Level-triggered and edge-triggered".
 
 import asyncio
 import select
-import weakref
 from typing import Final, Protocol
+
+from proxyshim.per_loop import PerLoop
 
 READABLE: Final = select.EPOLLIN
 WRITABLE: Final = select.EPOLLOUT
@@ -25,7 +26,7 @@ class Watched(Protocol):
     """Who hears of a socket's edges."""
 
     def on_edge(self, events: int) -> None:
-        """Take READABLE, WRITABLE and ENDED, in any combination; perhaps once after forget."""
+        """Take READABLE, WRITABLE and ENDED, in any combination."""
 
 
 class Poller:
@@ -33,13 +34,16 @@ class Poller:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Join *loop*."""
+        self._loop = loop
         self._epoll = select.epoll()
         self._watched: dict[int, Watched] = {}
+        self._added: set[int] = set()  # in this turn
         loop.add_reader(self._epoll.fileno(), self._turn)
 
     def add(self, descriptor: int, watched: Watched) -> None:
         """Watch a socket; the state that it has already is told as the first edge."""
         self._watched[descriptor] = watched
+        self._added.add(descriptor)
         self._epoll.register(descriptor, _EDGES)
 
     def forget(self, descriptor: int) -> None:
@@ -47,23 +51,21 @@ class Poller:
         self._watched.pop(descriptor, None)
 
     def _turn(self) -> None:
+        added = self._added
+        added.clear()
         find = self._watched.get
-        told = self._epoll.poll(0, _EVENTS_A_TURN)
-        # Found before the first is told: it may close another of them, and a socket opened then
-        # gets that one's number.
-        for watched, events in [(find(number), events) for number, events in told]:
-            if watched is not None:
+        for descriptor, events in self._epoll.poll(0, _EVENTS_A_TURN):
+            # One that was told may have closed another of them, and a socket opened then may
+            # have got that one's number: what was found is not about the new one.
+            if descriptor in added or (watched := find(descriptor)) is None:
+                continue
+            try:
                 watched.on_edge(events)
+            except Exception as error:  # noqa: BLE001 - the others' edges are told only once
+                self._loop.call_exception_handler(
+                    {"message": "an edge was not taken", "exception": error}
+                )
 
 
-_pollers: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Poller]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def poller_of(loop: asyncio.AbstractEventLoop) -> Poller:
-    """Return the poller of *loop*, which lives as long as it does."""
-    poller = _pollers.get(loop)
-    if poller is None:
-        poller = _pollers[loop] = Poller(loop)
-    return poller
+_pollers: Final = PerLoop(Poller)
+poller_of: Final = _pollers.of

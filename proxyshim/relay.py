@@ -1,14 +1,15 @@
 """The relay: two byte pumps through one guard, with back pressure both ways.
 
 Callbacks, for this is where speed is decided: what one packet brought goes out before the callback
-returns, with no task, future or timer in between.  ``run`` waits for the end and says which it was;
-closing is the session's business.
+returns, with no task, future or timer in between.  Most packets are one command or one reply, go
+on as they came, and change nothing but the guard's account; those the guard takes in one call
+(``pass_command``, ``pass_reply``), and all else that a packet can mean is looked at only for the
+others.  ``run`` waits for the end and says which it was; closing is the session's business.
 
 Back pressure: a side is read only while the other takes what it got.  So a session holds at most
 one read of content each way, and what the guard holds, which has its own bounds.
 """
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,6 +20,7 @@ from proxyshim.errors import BackendError, PeerError, Reason
 from proxyshim.proxy_header.watch import HeaderWatch
 from proxyshim.smtp import replies
 from proxyshim.smtp.guard import Guard, Transaction
+from proxyshim.strand import Sleeper, TaskSleeper, running
 
 # Replies that a client does not read; behind that it is not read either.
 MAX_UNREAD_OCTETS: Final = 65_536
@@ -53,6 +55,7 @@ class Relay:
         "_client",
         "_client_ended",
         "_client_spoke_last",
+        "_defect",
         "_drain_until",
         "_ended",
         "_guard",
@@ -61,10 +64,12 @@ class Relay:
         "_loop",
         "_on_forbidden",
         "_on_refused",
-        "_timer",
+        "_sleeper",
         "_watch",
+        "at",
         "cut_in",
         "failure",
+        "place",
     )
 
     def __init__(
@@ -76,20 +81,23 @@ class Relay:
         on_refused: Callable[[Reason], None],
     ) -> None:
         """Join two connections; *on_refused* hears of each command that was not sent on."""
-        self._loop = asyncio.get_running_loop()
+        self._loop = client.loop
         self._client = client
         self._backend = backend
         self._guard = guard
         self._limits = limits
         self._on_refused = on_refused
-        self._ended: asyncio.Future[End] = self._loop.create_future()
+        self._ended: End | None = None
+        self._defect: Exception | None = None  # of ours, in a callback
+        self._sleeper: Sleeper = running() or TaskSleeper(self._loop)
         self._client_ended = False
         self._client_spoke_last = False
         self._last_activity = self._loop.time()
         self._drain_until: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._watch: HeaderWatch | None = None
         self._on_forbidden: Callable[[PeerError], bytes] | None = None
+        self.at = 0.0  # when to look at the clock again
+        self.place = 0
         self.failure: BackendError | None = None  # what was wrong with the backend
         self.cut_in: str | None = None  # in the middle of what a drain's deadline came
 
@@ -110,12 +118,15 @@ class Relay:
             if from_client:  # the watch, if there is one, has seen it
                 self._guard.from_client(from_client)
                 self._flush()
-            return await self._ended
+            while self._ended is None:
+                await self._sleeper.pause()
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
+            self._client.deadlines.end(self)
             self._client.stop_callbacks()
             self._backend.stop_callbacks()
+        if self._defect is not None:
+            raise self._defect
+        return self._ended
 
     def watch_first_octets(
         self, watch: HeaderWatch, on_forbidden: Callable[[PeerError], bytes]
@@ -132,13 +143,21 @@ class Relay:
     def _read_client(self, data: bytes) -> None:
         self._last_activity = self._loop.time()
         self._client_spoke_last = True
+        try:
+            if data and self._watch is None and self._guard.pass_command(data):
+                self._backend.send(data)
+                if self._backend.backlog_octets:
+                    self._balance()
+            else:
+                self._study_client(data)
+        except Exception as error:  # noqa: BLE001 - the session will say so
+            self._fail(error)
+
+    def _study_client(self, data: bytes) -> None:
+        """Take what is more, or less, than one ordinary command; empty is the end."""
         if not data:
             self._client_ended = True
             self._guard.client_closed()
-        elif self._guard.is_opaque:
-            self._backend.send(data)
-            self._balance()
-            return
         else:
             if self._watch is not None:
                 data = self._pass_watch(self._watch, data)
@@ -170,21 +189,31 @@ class Relay:
     def _read_backend(self, data: bytes) -> None:
         self._last_activity = self._loop.time()
         self._client_spoke_last = False
+        try:
+            if data and self._guard.pass_reply(data):
+                self._client.send(data)
+                if self._client.backlog_octets or self._client.paused:
+                    self._balance()
+            else:
+                self._study_backend(data)
+            if self._drain_until is not None:
+                self._drain_if_settled()
+        except Exception as error:  # noqa: BLE001 - the session will say so
+            self._fail(error)
+
+    def _study_backend(self, data: bytes) -> None:
+        """Take what is more, or less, than one ordinary reply; empty is the end."""
         if not data:
             self._guard.backend_closed()
             self._flush()
             self._end(End.BACKEND_CLOSED)
-        elif self._guard.is_opaque:
-            self._client.send(data)
-            self._balance()
-        else:
-            try:
-                self._guard.from_backend(data)
-            except BackendError as error:
-                self.failure = error
-                self._guard.abandon(error.reason, replies.BACKEND_LOST)
-            self._flush()
-            self._drain_if_settled()
+            return
+        try:
+            self._guard.from_backend(data)
+        except BackendError as error:
+            self.failure = error
+            self._guard.abandon(error.reason, replies.BACKEND_LOST)
+        self._flush()
 
     def _lose_backend(self, _: OSError) -> None:
         self._read_backend(b"")
@@ -219,7 +248,7 @@ class Relay:
 
     def _balance(self) -> None:
         """Read each side while the other takes what it sends."""
-        if self._ended.done():
+        if self._ended is not None:
             return
         client, backend = self._client, self._backend
         if not self._client_ended:
@@ -239,22 +268,28 @@ class Relay:
     def _end(self, end: End) -> None:
         self._client.pause_reading()
         self._backend.pause_reading()
-        if not self._ended.done():
-            self._ended.set_result(end)
+        if self._ended is None:
+            self._ended = end
+            # Not from within: the session closes what this callback is about.
+            self._loop.call_soon(self._sleeper.resume)
+
+    def _fail(self, error: Exception) -> None:
+        self._defect = self._defect or error
+        self._end(End.GUARD)
 
     # Time.
 
     def _schedule(self) -> None:
         """Look at the clock again when the present limit is reached.
 
-        One timer a session: activity moves no timer, it is looked at when that goes off.
+        Activity moves no limit; it is looked at when that is reached.
         """
-        if self._timer is not None:
-            self._timer.cancel()
-        at = self._last_activity + self._idle_limit_s
+        deadlines = self._client.deadlines
+        deadlines.end(self)
+        self.at = self._last_activity + self._idle_limit_s
         if self._drain_until is not None:
-            at = min(at, self._next_drain_check())
-        self._timer = self._loop.call_at(at, self._check_time)
+            self.at = min(self.at, self._next_drain_check())
+        deadlines.begin(self)
 
     @property
     def _idle_limit_s(self) -> float:
@@ -262,10 +297,15 @@ class Relay:
             return max(self._limits.idle_timeout_s, FINAL_REPLY_S)
         return self._limits.idle_timeout_s
 
+    def expire(self) -> None:
+        """Look at the clock."""
+        if self._ended is None:
+            try:
+                self._check_time()
+            except Exception as error:  # noqa: BLE001 - the session will say so
+                self._fail(error)
+
     def _check_time(self) -> None:
-        self._timer = None
-        if self._ended.done():
-            return
         if self._loop.time() >= self._last_activity + self._idle_limit_s:
             if self._guard.awaits_backend:
                 self._guard.abandon(Reason.BACKEND_TIMEOUT, replies.BACKEND_LOST)
@@ -276,22 +316,22 @@ class Relay:
             return
         if self._drain_until is not None:
             self._drain_by_time()
-        if not self._ended.done():
+        if self._ended is None:
             self._schedule()
 
     # Draining.
 
     def drain(self) -> None:
         """End the session as soon as no message can be cut, doubled or lost by it."""
-        if self._drain_until is None and not self._ended.done():
+        if self._drain_until is None and self._ended is None:
             self._drain_until = self._loop.time() + self._limits.drain_timeout_s
             self._drain_if_settled()
-            if not self._ended.done():
+            if self._ended is None:
                 self._schedule()
 
     def _drain_if_settled(self) -> None:
         """Take leave of a client between transactions."""
-        if self._drain_until is None or self._ended.done():
+        if self._drain_until is None or self._ended is not None:
             return
         if self._guard.transaction is Transaction.IDLE:
             self._guard.end(Reason.SHUTDOWN, replies.SHUTTING_DOWN)

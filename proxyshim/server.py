@@ -73,7 +73,8 @@ class Server:
         self._accepting: list[_Accepting] = []
         self._metrics_socket: ListeningSocket | None = None
         self._metrics_server: MetricsServer | None = None
-        self._sessions: dict[asyncio.Task[None], Session] = {}
+        self._sessions: set[Session] = set()
+        self._empty: asyncio.Future[None] | None = None  # who waits for that
         self._agents: set[asyncio.Task[None]] = set()
         self._shed_at_leisure: set[asyncio.Task[None]] = set()
         self._numbers = count(1)
@@ -278,18 +279,18 @@ class Server:
             return
         session = Session(
             self._services[at.listener],
-            Connection(self._loop, sock),
+            Connection(self._loop, sock, may_be_readable=True),
             peer,
             f"{self._run}-{next(self._numbers)}",
         )
-        task = self._loop.create_task(session.run())
-        self._sessions[task] = session
-        task.add_done_callback(self._forget)
+        self._sessions.add(session)
+        session.start(self._forget)
 
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        del self._sessions[task]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._log.error("session_failed", exc_info=error)
+    def _forget(self, session: Session) -> None:
+        self._sessions.discard(session)
+        if self._empty is not None and not self._sessions:
+            self._empty.set_result(None)
+            self._empty = None
 
     # Limits.
 
@@ -313,7 +314,7 @@ class Server:
         ):
             _say_and_close(sock, replies.TOO_MANY)
             return
-        connection = Connection(self._loop, sock)
+        connection = Connection(self._loop, sock, may_be_readable=True)
         connection.send(replies.TOO_MANY)
         task = self._loop.create_task(connection.close_gently())
         self._shed_at_leisure.add(task)
@@ -429,7 +430,9 @@ class Server:
     async def wait_until_empty(self) -> None:
         """Wait until no session is left."""
         while self._sessions:
-            await asyncio.wait(list(self._sessions))
+            if self._empty is None:
+                self._empty = self._loop.create_future()
+            await asyncio.shield(self._empty)
 
     async def close(self) -> None:
         """Accept nothing more, end each session when no message is harmed by it, and close."""
@@ -438,7 +441,7 @@ class Server:
         self._leave_in_queue()
         self._close_listeners()
         self._log.info("drain_started", sessions=len(self._sessions))
-        for session in list(self._sessions.values()):
+        for session in list(self._sessions):
             session.drain()
         await self.wait_until_empty()
         if self._heart is not None:

@@ -8,9 +8,9 @@ identity the backend did not take, hears a 421 (or the MTA's own word) and nothi
 import asyncio
 import contextlib
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
 from typing import Any, Final
 
 import structlog
@@ -38,8 +38,9 @@ from proxyshim.proxy_header import ProxyHeader, read_header
 from proxyshim.proxy_header.watch import HeaderWatch
 from proxyshim.relay import FINAL_REPLY_S, End, Relay, RelayLimits
 from proxyshim.smtp import replies
-from proxyshim.smtp.guard import Guard, Rules
+from proxyshim.smtp.guard import Guard, Mode, Rules
 from proxyshim.smtp.verbs import Refusal
+from proxyshim.strand import Strand
 from proxyshim.throttle import Throttle
 
 # A load balancer's check is often gone as soon as its header is out; the MTA need not see it.
@@ -92,27 +93,46 @@ class Service:
     sessions_per_client: int = 0  # 0: any number
     throttle: Throttle = field(default_factory=Throttle)
     log: Any = field(default_factory=structlog.get_logger().bind)
+    backend_limits: BackendLimits = field(init=False)
+    relay_limits: RelayLimits = field(init=False)
+    # How the backend failed, since it last served.
+    failing: set[Reason] = field(default_factory=set)
     _warned: set[str] = field(default_factory=set)
-    _failing: set[Reason] = field(
-        default_factory=set
-    )  # the backend, since it last served
+
+    def __post_init__(self) -> None:
+        """Put together what every session is given."""
+        settings = self.listener.settings
+        set_field = object.__setattr__  # frozen, but not yet finished
+        set_field(
+            self,
+            "backend_limits",
+            BackendLimits(
+                self.listener.ehlo_name,
+                settings.connect_timeout_s,
+                settings.reply_timeout_s,
+            ),
+        )
+        set_field(
+            self,
+            "relay_limits",
+            RelayLimits(settings.idle_timeout_s, settings.drain_timeout_s),
+        )
 
     def report_failure(self, log: Any, reason: Reason, detail: str) -> None:
         """Log that the backend failed a session: once a minute, while it does."""
         name = self.listener.settings.name
-        self._failing.add(reason)
+        self.failing.add(reason)
         if self.throttle.admits(reason, name, time.monotonic()):
             backend = str(self.listener.backend)
             log.error("backend_failed", reason=reason, backend=backend, detail=detail)
 
     def note_success(self, log: Any) -> None:
-        """Note that the backend took a client: its next failure is news again."""
-        if self._failing:
-            name = self.listener.settings.name
-            for reason in self._failing:
-                self.throttle.forget(reason, name)
-            self._failing.clear()
-            log.info("backend_recovered", backend=str(self.listener.backend))
+        """Note that the backend, which was failing, took a client: its next failure is news."""
+        name = self.listener.settings.name
+        for reason in self.failing:
+            self.throttle.forget(reason, name)
+        self.failing.clear()
+        log.info("backend_recovered", backend=str(self.listener.backend))
 
     def warn_once(self, log: Any, event: str, **details: str) -> None:
         """Warn of what is wrong with the backend's set-up, not with a session."""
@@ -138,6 +158,9 @@ class Service:
         )
 
 
+_OFTEN_UNKNOWN: Final = ("client", "reason", "detail", "backend_port")
+_MODE_NAMES: Final = {mode: mode.name.lower() for mode in Mode}
+
 _OUTCOMES: Final = {
     Reason.SHUTDOWN: Outcome.SHUTDOWN,
     Reason.CLIENT_IDLE: Outcome.IDLE,
@@ -155,6 +178,36 @@ class _PeerLeft(Exception):  # noqa: N818
 class Session:
     """A session, from accept to close, both sockets."""
 
+    __slots__ = (
+        "_backend",
+        "_backend_closed",
+        "_backend_port",
+        "_bound_log",
+        "_client",
+        "_detail",
+        "_draining",
+        "_early",
+        "_guard",
+        "_header",
+        "_identity",
+        "_is_quiet",
+        "_metrics",
+        "_number",
+        "_on_end",
+        "_opened",
+        "_outcome",
+        "_peer",
+        "_phase",
+        "_reason",
+        "_refused",
+        "_relay",
+        "_service",
+        "_settings",
+        "_share",
+        "_strand",
+        "_watch",
+    )
+
     def __init__(
         self,
         service: Service,
@@ -168,7 +221,6 @@ class Session:
         self._metrics = service.metrics
         self._client = client
         self._peer = peer
-        self._local = client.local_endpoint()
         self._header: ProxyHeader | None = None
         self._identity: Identity | None = None
         self._early = b""  # received, and not yet the guard's
@@ -180,35 +232,48 @@ class Session:
         self._outcome = Outcome.FAILED
         self._reason: Reason | None = None
         self._detail: str | None = None
-        self._refused: set[Reason] = set()
+        self._refused: tuple[Reason, ...] = ()
         self._backend_closed = False
         self._is_quiet = False  # its like was logged a moment ago
         self._share: str | None = None
         self._backend_port: int | None = None
         self._draining = False
         self._opened = time.monotonic()
-        self._task: asyncio.Task[None] | None = None
-        self._loop = asyncio.get_running_loop()
+        self._strand: Strand | None = None  # while a drain may interrupt it
+        self._on_end: Callable[[Session], None]
         self._number = number
+        self._bound_log: Any = None
 
-    @cached_property
+    def start(self, on_end: Callable[["Session"], None]) -> None:
+        """Serve the peer to the end, of which *on_end* hears."""
+        self._on_end = on_end
+        self._strand = Strand(self._run(), self._note_end)
+        self._strand.resume()
+
+    def _note_end(self, error: BaseException | None) -> None:
+        if error is not None:
+            self._log.error("session_failed", exc_info=error)
+        self._on_end(self)
+
+    @property
     def _log(self) -> Any:
-        """The log, bound when it is first needed: most sessions write one line."""
-        return self._service.log.bind(
-            session=self._number,
-            listener=self._settings.name,
-            peer=str(self._peer) if self._peer else "unix",
-        )
+        """The log, bound when it is first needed: most sessions write one line, without."""
+        if self._bound_log is None:
+            self._bound_log = self._service.log.bind(**self._bindings())
+        return self._bound_log
 
-    async def run(self) -> None:
-        """Serve the peer to the end."""
-        self._task = asyncio.current_task(self._loop)
-        if self._draining and self._task is not None:  # before it began
-            self._task.cancel()
+    def _bindings(self) -> dict[str, str]:
+        return {
+            "session": self._number,
+            "listener": self._settings.name,
+            "peer": str(self._peer) if self._peer else "unix",
+        }
+
+    async def _run(self) -> None:
         self._metrics.sessions_open += 1
         try:
             farewell = await self._serve()
-            self._task = None  # a drain does not hurry the close
+            self._strand = None  # a drain does not hurry the close
             await self._close(farewell)
         except Exception:  # noqa: BLE001 - a defect ends one session, not all
             self._log.exception("session_failed")
@@ -223,6 +288,8 @@ class Session:
                 self._service.shares.give_back(self._share)
             self._metrics.sessions_open -= 1
             self._account()
+            # The relay knows us: without this only the garbage collector could free us both.
+            self._relay = None
 
     def drain(self) -> None:
         """End as soon as no message is harmed by it."""
@@ -231,8 +298,8 @@ class Session:
         self._draining = True
         if self._relay is not None:
             self._relay.drain()
-        elif self._task is not None and self._phase is not Phase.RELAY:
-            self._task.cancel()
+        elif self._strand is not None and not self._strand.is_running:
+            self._strand.throw(asyncio.CancelledError())
 
     async def _serve(self) -> bytes:
         """Go through the phases; return what is still to be said to the client."""
@@ -242,7 +309,8 @@ class Session:
             self._phase = Phase.OPEN
             self._backend = await self._open(self._identity)
             self._phase = Phase.RELAY
-            self._service.note_success(self._log)
+            if self._service.failing:
+                self._service.note_success(self._log)
             await self._run_relay(self._identity, self._backend)
             return b""
         except _PeerLeft:
@@ -257,9 +325,8 @@ class Session:
             self._fail(error)
             return replies.BACKEND_UNAVAILABLE
         except asyncio.CancelledError:
-            if not self._draining or self._task is None:
+            if not self._draining:
                 raise
-            self._task.uncancel()
             self._outcome, self._reason = Outcome.SHUTDOWN, Reason.SHUTDOWN
             return replies.SHUTTING_DOWN
 
@@ -270,11 +337,11 @@ class Session:
             self._watch = HeaderWatch()
             self._look_for_header()
             self._metrics.headers["none"] += 1
-            return identify_peer(self._peer, self._local)
+            return identify_peer(self._peer, self._client.local_endpoint())
         self._header = await self._read_header()
         self._metrics.headers[f"v{self._header.version}"] += 1
         identity = identify_claim(
-            self._header, self._peer, self._local, self._is_believed
+            self._header, self._peer, self._client.local_endpoint, self._is_believed
         )
         if identity.check_only is not None:
             await self._wait_for_check_to_leave()
@@ -297,10 +364,21 @@ class Session:
 
     async def _read_header(self) -> ProxyHeader:
         """Read the header of a listed peer, and keep what came behind it."""
-        data = b""
+        data = self._receive_now() or b""  # a proxy sends it with the connection
+        found = self._parse(data) if data else None
+        if found is None:
+            data, found = await self._wait_for_header(data)
+        header, length = found
+        self._early = data[length:]
+        return header
+
+    async def _wait_for_header(
+        self, data: bytes
+    ) -> tuple[bytes, tuple[ProxyHeader, int]]:
+        """Return all that was received, *data* first, and the header that it starts with."""
         try:
-            with Limit(self._loop, self._settings.header_timeout_s):
-                while (found := self._parse(data)) is None:
+            with Limit(self._client.deadlines, self._settings.header_timeout_s):
+                while True:
                     chunk = await self._receive()
                     if not chunk and not data:
                         raise _PeerLeft
@@ -310,18 +388,27 @@ class Session:
                             f"closed {len(data)} octets into the PROXY header",
                         )
                     data += chunk
+                    if (found := self._parse(data)) is not None:
+                        return data, found
         except TimeoutError:
             raise ProxyHeaderError(
                 Reason.HEADER_TIMEOUT,
                 f"{len(data)} octets of a PROXY header within"
                 f" {self._settings.header_timeout_s:g} s",
             ) from None
-        header, length = found
-        self._early = data[length:]
-        return header
 
     def _parse(self, data: bytes) -> tuple[ProxyHeader, int] | None:
-        return read_header(data, self._settings.header_max_octets) if data else None
+        return read_header(data, self._settings.header_max_octets)
+
+    def _receive_now(self) -> bytes | None:
+        """Return what is there, None for nothing yet; an end is the peer's leave."""
+        try:
+            data = self._client.receive_now()
+        except OSError:
+            raise _PeerLeft from None
+        if data == b"":
+            raise _PeerLeft
+        return data
 
     async def _receive(self) -> bytes:
         try:
@@ -330,7 +417,10 @@ class Session:
             raise _PeerLeft from None
 
     async def _wait_for_check_to_leave(self) -> None:
-        with contextlib.suppress(TimeoutError), Limit(self._loop, _CHECK_GRACE_S):
+        with (
+            contextlib.suppress(TimeoutError),
+            Limit(self._client.deadlines, _CHECK_GRACE_S),
+        ):
             data = await self._receive()
             if not data:
                 raise _PeerLeft
@@ -339,12 +429,7 @@ class Session:
     def _look_for_header(self) -> None:
         """Look at what an unlisted peer has sent so far, without waiting for more."""
         assert self._watch is not None
-        try:
-            data = self._client.receive_now()
-        except OSError:
-            raise _PeerLeft from None
-        if data == b"":
-            raise _PeerLeft
+        data = self._receive_now()
         if data is not None and self._watch.undecided:
             data = self._watch.admit(data)
         self._early += data or b""
@@ -371,15 +456,12 @@ class Session:
             identity.client.address, self._settings.resolve_timeout_s
         ).answer
 
-    async def _open_as(self, identity: Identity, get_names: GetNames) -> OpenBackend:
-        listener = self._service.listener
-        return await open_backend(
-            listener.backend,
-            BackendLimits(
-                listener.ehlo_name,
-                self._settings.connect_timeout_s,
-                self._settings.reply_timeout_s,
-            ),
+    def _open_as(
+        self, identity: Identity, get_names: GetNames
+    ) -> Awaitable[OpenBackend]:
+        return open_backend(
+            self._service.listener.backend,
+            self._service.backend_limits,
             identity.client,
             identity.destination,
             get_names,
@@ -389,7 +471,7 @@ class Session:
 
     async def _run_relay(self, identity: Identity, backend: OpenBackend) -> None:
         if self._draining:
-            await asyncio.sleep(0)  # where the drain's cancellation arrives
+            raise asyncio.CancelledError
         if self._watch is not None and self._watch.undecided:
             self._look_for_header()
         self._guard = Guard(
@@ -405,7 +487,7 @@ class Session:
             self._client,
             backend.connection,
             self._guard,
-            RelayLimits(self._settings.idle_timeout_s, self._settings.drain_timeout_s),
+            self._service.relay_limits,
             self._note_refused,
         )
         if self._watch is not None and self._watch.undecided:
@@ -421,7 +503,7 @@ class Session:
         self._metrics.refusals[reason] += 1
         if reason in self._refused:
             return
-        self._refused.add(reason)
+        self._refused += (reason,)
         if reason in _CHECK_ONLY:
             self._log.warning(
                 "command_refused",
@@ -473,13 +555,13 @@ class Session:
             error.detail,
         )
         self._metrics.refusals[error.reason] += 1
-        self._refused.add(error.reason)
+        self._refused += (error.reason,)
         self._report_refusal(error)
         if error.reason is Reason.TOO_MANY_FROM_CLIENT:
             return replies.TOO_MANY
         if error.reason is Reason.HEADER_FORBIDDEN:
             assert self._peer is not None  # a peer on a unix socket is listed
-            return replies.header_forbidden(str(self._peer.address))
+            return replies.header_forbidden(self._peer.host)
         if error.reason is Reason.HEADER_TIMEOUT:
             return replies.HEADER_TIMED_OUT
         return replies.HEADER_REFUSED
@@ -549,41 +631,51 @@ class Session:
 
     def _account(self) -> None:
         """Count the session, and tell its story in one line."""
-        octets_in, octets_out = self._client.octets_received, self._client.octets_sent
-        metrics = self._metrics
-        metrics.sessions[self._settings.name, self._outcome] += 1
-        metrics.octets["from_client"] += octets_in
-        metrics.octets["to_client"] += octets_out
+        metrics, client = self._metrics, self._client
         duration_s = time.monotonic() - self._opened
+        metrics.sessions[self._settings.name, self._outcome] += 1
+        metrics.octets["from_client"] += client.octets_received
+        metrics.octets["to_client"] += client.octets_sent
         metrics.session_s.observe(duration_s)
+        if self._guard is not None:
+            metrics.messages_accepted += self._guard.messages_accepted
+        check = self._identity is not None and self._identity.check_only is not None
+        of_a_check = check and self._outcome is not Outcome.REFUSED
+        log, story = self._service.log, self._story(duration_s)
+        if self._is_quiet or of_a_check or self._outcome is Outcome.PROBED:
+            log.debug("session_closed", **story)
+        elif self._outcome is Outcome.CUT:
+            log.warning("session_closed", **story)
+        else:
+            log.info("session_closed", **story)
+
+    def _story(self, duration_s: float) -> dict[str, Any]:
+        """Return what there is to be told of the session, and nothing that is unknown."""
         story: dict[str, Any] = {
+            **self._bindings(),
             "client": self._client_name(),
             "phase": self._phase,
             "outcome": self._outcome,
             "reason": self._reason,
             "detail": self._detail,
             "duration_s": round(duration_s, 3),
-            "octets_in": octets_in,
-            "octets_out": octets_out,
+            "octets_in": self._client.octets_received,
+            "octets_out": self._client.octets_sent,
             "backend_port": self._backend_port,
         }
-        if self._header is not None:
-            story["header"] = f"v{self._header.version} {self._header.command}"
-            story |= self._header.log_details()
-        if self._guard is not None:
-            metrics.messages_accepted += self._guard.messages_accepted
-            story["mode"] = self._guard.mode.name.lower()
-            story["messages"] = self._guard.messages_accepted
-            story["last_code"] = self._guard.last_code or None
-        story = {key: value for key, value in story.items() if value is not None}
-        check = self._identity is not None and self._identity.check_only is not None
-        of_a_check = check and self._outcome is not Outcome.REFUSED
-        if self._is_quiet or of_a_check or self._outcome is Outcome.PROBED:
-            self._log.debug("session_closed", **story)
-        elif self._outcome is Outcome.CUT:
-            self._log.warning("session_closed", **story)
-        else:
-            self._log.info("session_closed", **story)
+        for key in _OFTEN_UNKNOWN:
+            if story[key] is None:
+                del story[key]
+        header, guard = self._header, self._guard
+        if header is not None:
+            story["header"] = f"v{header.version} {header.command}"
+            story.update(header.log_details())
+        if guard is not None:
+            story["mode"] = _MODE_NAMES[guard.mode]
+            story["messages"] = guard.messages_accepted
+            if guard.last_code:
+                story["last_code"] = guard.last_code
+        return story
 
     def _client_name(self) -> str | None:
         if self._identity is None or self._identity.check_only is not None:

@@ -136,7 +136,7 @@ async def _ask_hello(backend: Backend) -> Hello:
     async with _dialled(backend) as talk:
         shim = talk.connection.local_endpoint()
         address = shim.address if shim else None
-        greeting = await talk.reply("connect")
+        greeting = await talk.greeting()
         if greeting.code != 220:
             return Hello(greeting, None, None, address)
         name = backend.limits.ehlo_name.encode("ascii")

@@ -292,7 +292,7 @@ TIMELY = "connect_timeout_s = 0.3\nreply_timeout_s = 0.3"
             Script(replies={"XCLIENT": ""}),
             1,
             "error",
-            "as the client 192.0.2.1: no reply to XCLI within 0.3 s",
+            "as the client 192.0.2.1: no reply to XCLIENT within 0.3 s",
         ),
         (
             Script(replies={"RCPT": ""}),

@@ -26,6 +26,7 @@ LAYERS = (
     {"backend", "relay", "names", "sandbox"},
     {"config", "connection", "local_addresses", "logs", "metrics"},
     {"deadlines", "listening", "poller"},
+    {"per_loop", "strand"},
     {"successor", "systemd"},
     {"identity"},
     {"allowlist", "limits", "proxy_header", "smtp", "throttle"},

@@ -285,15 +285,19 @@ def story_keys() -> set[str]:
     [account] = [
         node
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.FunctionDef) and node.name == "_account"
+        if isinstance(node, ast.FunctionDef) and node.name == "_story"
     ]
     keys = set()
     for node in ast.walk(account):
         if isinstance(node, ast.Dict):
             found = [each for each in node.keys if isinstance(each, ast.Constant)]
             keys |= {str(each.value) for each in found}
-        elif isinstance(node, ast.Subscript) and ast.unparse(node.value) == "story":
-            keys.add(str(ast.literal_eval(node.slice)))
+        elif (
+            isinstance(node, ast.Subscript)
+            and ast.unparse(node.value) == "story"
+            and isinstance(node.slice, ast.Constant)
+        ):
+            keys.add(str(node.slice.value))
     return keys
 
 

@@ -1,6 +1,6 @@
 """Who a session runs as: what is believed, what is a check, which addresses can be a host's."""
 
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
 
@@ -47,7 +47,7 @@ NO_CLAIMS = {
 
 @pytest.mark.parametrize("header", CLAIMS.values(), ids=CLAIMS.keys())
 def test_a_believed_claim_is_the_client(header: ProxyHeader) -> None:
-    identity = identify_claim(header, PROXY, LOCAL, believes_all)
+    identity = identify_claim(header, PROXY, lambda: LOCAL, believes_all)
     assert identity == Identity(header.source, header.destination)
     assert identity.check_only is None
 
@@ -56,7 +56,7 @@ def test_a_believed_claim_is_the_client(header: ProxyHeader) -> None:
 def test_a_claim_that_is_not_believed_is_a_check_by_the_proxy(
     header: ProxyHeader,
 ) -> None:
-    identity = identify_claim(header, PROXY, LOCAL, believes_none)
+    identity = identify_claim(header, PROXY, lambda: LOCAL, believes_none)
     assert identity == Identity(PROXY, LOCAL, Reason.CLAIM_NOT_BELIEVED)
 
 
@@ -64,7 +64,7 @@ def test_a_claim_that_is_not_believed_is_a_check_by_the_proxy(
 def test_a_header_without_addresses_is_a_check_by_the_proxy(
     header: ProxyHeader,
 ) -> None:
-    identity = identify_claim(header, PROXY, LOCAL, believes_all)
+    identity = identify_claim(header, PROXY, lambda: LOCAL, believes_all)
     assert identity == Identity(PROXY, LOCAL, Reason.NO_CLIENT_ADDRESS)
 
 
@@ -76,13 +76,13 @@ def test_only_the_claimed_source_address_is_asked_for() -> None:
         return False
 
     for header in CLAIMS.values():
-        identify_claim(header, PROXY, LOCAL, is_believed)
+        identify_claim(header, PROXY, lambda: LOCAL, is_believed)
     assert asked == [CLIENT.address, CLIENT.address, CLIENT_6.address]
 
 
 @pytest.mark.parametrize("header", NO_CLAIMS.values(), ids=NO_CLAIMS.keys())
 def test_a_check_over_a_unix_socket_has_no_address(header: ProxyHeader) -> None:
-    identity = identify_claim(header, None, None, believes_all)
+    identity = identify_claim(header, None, lambda: None, believes_all)
     assert identity == Identity(None, None, Reason.NO_CLIENT_ADDRESS)
 
 
@@ -112,6 +112,26 @@ def test_every_first_octet_of_ipv6_is_judged() -> None:
         if is_unicast(IPv6Address(bytes([octet]) + bytes(14) + b"\x02"))
     }
     assert believable == set(range(255))
+
+
+def by_ipaddress(address: Address) -> bool:
+    """Judge by the properties of ipaddress, and by what they know nothing of."""
+    if address.is_loopback or address.is_multicast or address.is_unspecified:
+        return False
+    return address not in ip_network("0.0.0.0/8") and str(address) != "255.255.255.255"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_ipaddress_judges_the_same(version: int) -> None:
+    """At both ends of each first octet, and next to them, which is where rules change."""
+    octets = 4 if version == 4 else 16
+    new = IPv4Address if version == 4 else IPv6Address
+    for first in range(256):
+        lowest = first << 8 * (octets - 1)
+        highest = lowest + (1 << 8 * (octets - 1)) - 1
+        for number in (lowest, lowest + 1, lowest + 2, highest - 1, highest):
+            address = new(number)
+            assert is_unicast(address) is by_ipaddress(address), address
 
 
 BELIEVABLE = [

@@ -99,8 +99,14 @@ class Shim:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Hold the shim's loop, so that it sees all that happens meanwhile at once."""
-        go_on = threading.Event()
-        self._loop.call_soon_threadsafe(go_on.wait, LIMIT_S)
+        held, go_on = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            held.set()
+            go_on.wait(LIMIT_S)
+
+        self._loop.call_soon_threadsafe(hold)
+        assert held.wait(LIMIT_S)
         try:
             yield
         finally:

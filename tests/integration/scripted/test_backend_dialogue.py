@@ -1,7 +1,7 @@
 """Connect, greeting, EHLO, XCLIENT, fresh greeting: what passes, and in which words."""
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
@@ -200,7 +200,7 @@ def test_a_name_without_an_address_is_a_421(
     async def resolve(_: SocketName) -> list[tuple[int, object]]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr("proxyshim.backend.resolve", resolve)
+    ask_with(monkeypatch, resolve)
     assert listed(rig).last_words() == UNAVAILABLE
     failed = rig.events.wait("backend_failed", reason="backend_unreachable")
     assert failed["detail"] == f"{rig.backend.name}: Name or service not known"
@@ -257,10 +257,19 @@ def test_a_backend_without_a_live_address_is_a_421(
         assert story["duration_s"] < 2
 
 
+Resolve = Callable[[SocketName], Awaitable[list[tuple[int, object]]]]
+
+
+def ask_with(monkeypatch: pytest.MonkeyPatch, resolve: Resolve) -> None:
+    """Let *resolve* be asked, for addresses too."""
+    monkeypatch.setattr("proxyshim.backend._without_asking", lambda _: ())
+    monkeypatch.setattr("proxyshim.backend.resolve", resolve)
+
+
 def resolves_to(monkeypatch: pytest.MonkeyPatch, *found: tuple[str, int]) -> None:
     """Let every name have these addresses."""
 
     async def resolve(_: SocketName) -> list[tuple[int, object]]:
         return [(socket.AF_INET, address) for address in found]
 
-    monkeypatch.setattr("proxyshim.backend.resolve", resolve)
+    ask_with(monkeypatch, resolve)

@@ -229,7 +229,7 @@ async def accept_and_drain(rig: Rig, connected: threading.Event) -> None:
     server = rig.shim.server
     for each in server._accepting:
         server._accept(each)
-    for session in server._sessions.values():
+    for session in server._sessions:
         session.drain()
 
 

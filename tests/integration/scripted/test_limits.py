@@ -262,7 +262,7 @@ def test_the_kernel_looks_after_silent_peers(rig_with: OpenRig, bind: str) -> No
     """What accepted sockets inherit: they would be closed after four minutes."""
     rig = rig_with(bind=bind)
     with connect(rig.shim.address()), rig.accept():
-        [session] = rig.shim.server._sessions.values()
+        [session] = rig.shim.server._sessions
         options = [
             session._client._sock.getsockopt(level, option)
             for level, option in (

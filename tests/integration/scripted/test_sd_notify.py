@@ -99,6 +99,7 @@ def test_a_reload_has_a_beginning_and_an_end(
         assert before_us <= int(begun["MONOTONIC_USEC"]) <= after_us
         assert manager.wait_for("READY")["READY"] == "1"
         event = "config_rejected" if broken else "config_reloaded"
+        shim.wait_event(event)
         assert len(shim.events(event)) == 1
 
 

@@ -1,0 +1,109 @@
+"""What a session is made of goes with it, and a defect in it harms no other."""
+
+import gc
+from collections.abc import Callable
+
+import pytest
+
+from proxyshim.backend import BackendConnection, OpenBackend
+from proxyshim.connection import Connection
+from proxyshim.relay import Relay
+from proxyshim.session import Session
+from proxyshim.smtp.dialogue import Dialogue
+from proxyshim.smtp.guard import Guard
+from proxyshim.strand import Strand
+from tests.integration.scripted.headers import v1
+from tests.integration.scripted.shim import LISTED, STRANGER, Rig
+
+OF_A_SESSION = {
+    BackendConnection,
+    Connection,
+    Dialogue,
+    Guard,
+    OpenBackend,
+    Relay,
+    Session,
+    Strand,
+}
+
+
+def complete(rig: Rig) -> None:
+    client, mta = rig.relaxed_pair()
+    client.send(b"QUIT\r\n")
+    mta.expect(b"QUIT\r\n")
+    mta.send(b"221 bye\r\n")
+    mta.finish()
+    assert client.last_words() == b"221 bye\r\n"
+    mta.close()
+
+
+def be_forbidden(rig: Rig) -> None:
+    with rig.shim.held():
+        client = rig.connect(STRANGER)
+        client.send(v1())
+    assert client.last_words().startswith(b"421 4.7.1 PROXY not allowed")
+
+
+def break_off_in_a_header(rig: Rig) -> None:
+    client = rig.connect(LISTED)
+    client.send(b"PROXY TCP4 ")
+    client.finish()
+    assert client.last_words().startswith(b"421 4.7.1 PROXY header expected")
+
+
+def find_no_backend(rig: Rig) -> None:
+    client = rig.connect(LISTED)
+    client.send(v1())
+    rig.accept().close()
+    assert client.last_words().startswith(b"421 4.3.0 Mail server not available")
+
+
+@pytest.mark.parametrize(
+    "live", [complete, be_forbidden, break_off_in_a_header, find_no_backend]
+)
+def test_a_session_leaves_nothing_for_the_garbage_collector(
+    rig: Rig, live: Callable[[Rig], None]
+) -> None:
+    """So it is freed when it ends, and the collector finds nothing to do."""
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(2):
+            live(rig)
+        rig.story(2)
+        with rig.shim.held():  # when it is back in the loop
+            left = [
+                type(one).__name__
+                for one in gc.get_objects()
+                if type(one) in OF_A_SESSION
+            ]
+    finally:
+        gc.enable()
+    assert left == []
+
+
+@pytest.mark.parametrize("method", ["pass_command", "pass_reply"])
+def test_a_defect_while_octets_are_pumped_ends_one_session(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def fail(*_: object) -> bool:
+        raise ValueError("made up")
+
+    client, mta = rig.relaxed_pair()
+    other, other_mta = rig.relaxed_pair()
+    with monkeypatch.context() as broken:
+        broken.setattr(Guard, method, fail)
+        if method == "pass_command":
+            client.send(b"NOOP\r\n")
+        else:
+            mta.send(b"250 ok\r\n")
+        assert client.rest() == b""
+        assert mta.rest() == b""
+    [failed] = rig.events.find("session_failed")
+    assert "made up" in failed["exception"]
+    assert rig.story()["reason"] == "internal_error"
+    rig.events.forget("session_failed")
+    other.send(b"NOOP\r\n")
+    other_mta.expect(b"NOOP\r\n")
+    other_mta.send(b"250 ok\r\n")
+    other.expect(b"250 ok\r\n")
