@@ -1,10 +1,10 @@
 """One connected socket on the event loop: receive, send at once, close with care.
 
 Written on the raw socket rather than on asyncio's transports because what a session costs is
-system calls and wake-ups: ``send`` writes at once instead of at the next turn of the loop, and a
-socket is registered once (poller.py).  A connection is read in one of two ways at a time: by
-``await receive()`` in a phase that goes step by step (in a strand, or in a Task), or by the
-callbacks given to ``start_reading`` while bytes are pumped.
+system calls and wake-ups: what is to be sent goes out at the end of the poller's turn, not at the
+next one, and a socket is registered once (poller.py).  A connection is read in one of two ways at
+a time: by ``await receive()`` in a phase that goes step by step (in a strand, or in a Task), or by
+the callbacks given to ``start_reading`` while bytes are pumped.
 """
 
 import asyncio
@@ -46,10 +46,10 @@ class Connection:
         "_connecting",
         "_ended",
         "_fd",
+        "_on_backlog",
         "_on_data",
-        "_on_drained",
         "_on_error",
-        "_poller",
+        "_outbox",
         "_pumping",
         "_readable",
         "_shut",
@@ -62,6 +62,7 @@ class Connection:
         "octets_received",
         "octets_sent",
         "paused",
+        "poller",
         "write_failed",
     )
 
@@ -87,7 +88,8 @@ class Connection:
         self._waiter: Sleeper | None = None
         self._on_data: Callable[[bytes], None] | None = None
         self._on_error: Callable[[OSError], None] | None = None
-        self._on_drained: Callable[[], None] | None = None
+        self._on_backlog: Callable[[], None] | None = None
+        self._outbox = b""  # to be sent at the end of the poller's turn
         self._readable = may_be_readable
         self._connecting = is_connecting
         self._ended = False  # the other end shut down or reset: reading will show it
@@ -99,8 +101,8 @@ class Connection:
         self.octets_sent = 0
         self.write_failed = False
         self.closed = False
-        self._poller = poller_of(loop)
-        self._poller.add(self._fd, self)
+        self.poller = poller_of(loop)
+        self.poller.add(self._fd, self)
 
     @property
     def local_port(self) -> int | None:
@@ -159,15 +161,16 @@ class Connection:
         self,
         on_data: Callable[[bytes], None],
         on_error: Callable[[OSError], None],
-        on_drained: Callable[[], None],
+        on_backlog: Callable[[], None],
     ) -> None:
         """Give every arrival to *on_data*; empty is the end, and comes once.
 
-        *on_drained* is called when the backlog has been sent, or can't be.
+        *on_backlog* is called when a backlog has come about behind the caller's back, has been
+        sent, or can't be.
         """
         self._on_data = on_data
         self._on_error = on_error
-        self._on_drained = on_drained
+        self._on_backlog = on_backlog
         self.resume_reading()
 
     def pause_reading(self) -> None:
@@ -182,7 +185,7 @@ class Connection:
 
     def stop_callbacks(self) -> None:
         """Return to ``receive``: the callbacks given are not called any more."""
-        self._on_data = self._on_error = self._on_drained = None
+        self._on_data = self._on_error = self._on_backlog = None
 
     def _pump_soon(self) -> None:
         if not self._pumping and self._on_data is not None:
@@ -222,15 +225,30 @@ class Connection:
     # Writing.
 
     def send(self, data: bytes) -> None:
-        """Send at once what the kernel takes; the rest when it can, in order."""
+        """Send what the kernel takes, at the end of the poller's turn; the rest when it can."""
         if self.write_failed or self.closed or not data:
             return
         if self._backlog is not None:
             self._backlog.append(data)
             self.backlog_octets += len(data)
-            return
+        elif self._outbox:
+            self._outbox += data
+        elif self.poller.flush_later(self):
+            self._outbox = data
+        else:
+            self._send_now(data)
+
+    def flush(self) -> None:
+        """Send at once what waits for the end of the turn."""
+        data, self._outbox = self._outbox, b""
+        if data and not self.write_failed:
+            self._send_now(data)
+            if self._backlog is not None and self._on_backlog is not None:
+                self._on_backlog()
+
+    def _send_now(self, data: bytes, flags: int = 0) -> None:
         try:
-            sent = self._sock.send(data)
+            sent = self._sock.send(data, flags)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError:
@@ -245,8 +263,8 @@ class Connection:
         self.write_failed = True
         self._backlog = None
         self.backlog_octets = 0
-        if self._on_drained is not None:
-            self.loop.call_soon(self._on_drained)
+        if self._on_backlog is not None:
+            self.loop.call_soon(self._on_backlog)
 
     def _send_backlog(self, backlog: deque[bytes | memoryview]) -> None:
         while backlog:
@@ -267,15 +285,18 @@ class Connection:
         self._backlog = None
         if self._shut:
             self._shut_down_sending()
-        if self._on_drained is not None:
-            self._on_drained()
+        if self._on_backlog is not None:
+            self._on_backlog()
 
     def end_sending(self) -> None:
         """Shut down our sending side, behind what is still to be sent."""
         if self._shut or self.closed:
             return
         self._shut = True
-        if not self._backlog:
+        if self._outbox:  # one packet for our last words and for the end
+            data, self._outbox = self._outbox, b""
+            self._send_now(data, socket.MSG_MORE)
+        if self._backlog is None:
             self._shut_down_sending()
 
     def _shut_down_sending(self) -> None:
@@ -286,6 +307,7 @@ class Connection:
 
     def unacknowledged_octets(self) -> int:
         """Return what we were given to send and the other end's TCP has not confirmed."""
+        self.flush()
         if self.write_failed or self.closed:
             return 0
         try:
@@ -352,9 +374,10 @@ class Connection:
         """Close at once."""
         if self.closed:
             return
-        self.closed = True
         self.stop_callbacks()
-        self._poller.forget(self._fd)
+        self.flush()
+        self.closed = True
+        self.poller.forget(self._fd)
         self._backlog = None
         self.backlog_octets = 0
         self._sock.close()

@@ -26,6 +26,9 @@ _BEAT_S: Final = 5.0
 # A successor that shows no life for so long is ended, where no watchdog says how long.
 _SILENT_S: Final = 30.0
 
+# New objects from one look of the garbage collector to the next.
+_OBJECTS_A_COLLECTION: Final = 20_000
+
 
 class Daemon:
     """One process, from its configuration to its end."""
@@ -50,7 +53,10 @@ class Daemon:
         self._take_signals()
         await self._server.start()
         self._started.set()
-        gc.freeze()  # what is loaded by now stays; sessions alone are looked through
+        # What is loaded by now stays, and a session leaves nothing that only the collector can
+        # free (tests/integration/scripted/test_session_objects.py): it need not look often.
+        gc.freeze()
+        gc.set_threshold(_OBJECTS_A_COLLECTION)
         self._predecessor = Predecessor.find()
         if self._predecessor is not None:
             self._predecessor.watch(self._take_charge)

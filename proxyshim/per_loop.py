@@ -1,7 +1,6 @@
 """What an event loop has one of: a poller, a table of deadlines."""
 
 import asyncio
-import weakref
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -9,9 +8,9 @@ T = TypeVar("T")
 
 
 class PerLoop(Generic[T]):
-    """One *T* for each event loop, made when it is first asked for; it lives as long as the loop.
+    """One *T* for each event loop, made when it is first asked for, and kept.
 
-    A process has one loop, so the last answer is kept in hand.
+    A process has one loop, so the last answer is kept in hand; tests have many.
     """
 
     __slots__ = ("_last", "_made", "_make")
@@ -19,9 +18,7 @@ class PerLoop(Generic[T]):
     def __init__(self, make: Callable[[asyncio.AbstractEventLoop], T]) -> None:
         """Begin with none."""
         self._make = make
-        self._made: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, T] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._made: dict[asyncio.AbstractEventLoop, T] = {}
         self._last: tuple[asyncio.AbstractEventLoop | None, T | None] = (None, None)
 
     def of(self, loop: asyncio.AbstractEventLoop) -> T:

@@ -103,13 +103,15 @@ class Relay:
 
     async def run(self, from_client: bytes, from_backend: bytes) -> End:
         """Relay until an end, beginning with what was received already."""
-        if self._client.write_failed:  # the greeting reached nobody
+        if from_client:  # nothing is done for whom the greeting does not reach
+            self._client.flush()
+        if self._client.write_failed:
             return End.CLIENT_LOST
         self._client.start_reading(
-            self._read_client, self._lose_client, self._client_drained
+            self._read_client, self._lose_client, self._heed_client
         )
         self._backend.start_reading(
-            self._read_backend, self._lose_backend, self._backend_drained
+            self._read_backend, self._lose_backend, self._heed_backend
         )
         self._schedule()
         try:
@@ -178,7 +180,8 @@ class Relay:
     def _lose_client(self, _: OSError) -> None:
         self._end(End.CLIENT_LOST)
 
-    def _client_drained(self) -> None:
+    def _heed_client(self) -> None:
+        """Take account of what it does not read, or does again."""
         if self._client.write_failed:
             self._end(End.CLIENT_LOST)
         else:
@@ -218,7 +221,8 @@ class Relay:
     def _lose_backend(self, _: OSError) -> None:
         self._read_backend(b"")
 
-    def _backend_drained(self) -> None:
+    def _heed_backend(self) -> None:
+        """Take account of what it does not read, or does again."""
         if self._backend.write_failed:
             self._backend.resume_reading()  # its last words, and its end, are there
         else:
@@ -271,7 +275,7 @@ class Relay:
         if self._ended is None:
             self._ended = end
             # Not from within: the session closes what this callback is about.
-            self._loop.call_soon(self._sleeper.resume)
+            self._client.poller.soon(self._sleeper.resume)
 
     def _fail(self, error: Exception) -> None:
         self._defect = self._defect or error

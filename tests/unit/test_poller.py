@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
+import pytest
 import uvloop
 
 from proxyshim.poller import Poller
@@ -91,9 +92,106 @@ def test_an_owner_that_fails_does_not_keep_edges_from_the_others() -> None:
         async with asyncio.timeout(LIMIT_S):
             await heard.wait()
             await both_failed.wait()
-        for pair in pairs:
-            poller.forget(pair[0].fileno())
-            for sock in pair:
-                sock.close()
+        close(poller, pairs)
 
     uvloop.run(run())
+
+
+def test_what_is_put_off_comes_behind_all_edges_and_sending_comes_last() -> None:
+    async def run() -> None:
+        poller = Poller(asyncio.get_running_loop())
+        steps: list[str] = []
+        turn_over = asyncio.Event()
+
+        class Sender:
+            def flush(self) -> None:
+                steps.append("sent")
+                if steps.count("sent") == len(pairs):
+                    turn_over.set()
+
+        def take_edge() -> None:
+            steps.append("told")
+            poller.soon(put_off)
+            assert poller.flush_later(Sender())
+
+        def put_off() -> None:
+            steps.append("put off")
+            if steps.count("put off") == 1:
+                poller.soon(lambda: steps.append("put off again"))
+
+        pairs = [socket.socketpair() for _ in range(3)]
+        for sock, _ in pairs:
+            poller.add(sock.fileno(), Owner(take_edge))
+        async with asyncio.timeout(LIMIT_S):
+            await turn_over.wait()
+        assert steps == [
+            *["told"] * 3,
+            *["put off"] * 3,
+            "put off again",
+            *["sent"] * 3,
+        ]
+        close(poller, pairs)
+
+    uvloop.run(run())
+
+
+def test_outside_of_a_turn_the_loop_is_asked_and_nobody_sends_later() -> None:
+    async def run() -> None:
+        poller = Poller(asyncio.get_running_loop())
+        called = asyncio.Event()
+        poller.soon(called.set)
+        assert not called.is_set()
+        async with asyncio.timeout(LIMIT_S):
+            await called.wait()
+        assert not poller.flush_later(NeverFlushed())
+
+    uvloop.run(run())
+
+
+class NeverFlushed:
+    """A sender that has to send at once."""
+
+    def flush(self) -> None:
+        pytest.fail("there is no turn")
+
+
+@pytest.mark.parametrize("step", ["soon", "flush_later"])
+def test_one_that_fails_later_in_a_turn_does_not_keep_the_others(step: str) -> None:
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        failures: list[object] = []
+        loop.set_exception_handler(lambda _, context: failures.append(context))
+        poller = Poller(loop)
+        done = asyncio.Event()
+
+        class Failing:
+            def flush(self) -> None:
+                raise ValueError("a defect")
+
+        class Last:
+            def flush(self) -> None:
+                done.set()
+
+        def take_edge() -> None:
+            for each in (Failing(), Last()):
+                if step == "soon":
+                    poller.soon(each.flush)
+                else:
+                    poller.flush_later(each)
+
+        pairs = [socket.socketpair()]
+        poller.add(pairs[0][0].fileno(), Owner(take_edge))
+        async with asyncio.timeout(LIMIT_S):
+            await done.wait()
+        assert len(failures) == 1
+        close(poller, pairs)
+
+    uvloop.run(run())
+
+
+def close(poller: Poller, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+    """Close all, those that are watched first."""
+    for pair in pairs:
+        poller.forget(pair[0].fileno())
+        for sock in pair:
+            sock.close()
