@@ -194,28 +194,29 @@ class Connection:
 
     def _pump_later(self) -> None:
         self._pumping = False
-        self._pump()
+        if self._readable:
+            self._pump()
 
     def _pump(self) -> None:
-        """Give one read to the callback; if there is more, come back after the others.
-
-        An end that is known of is no more: it is read and told at once.
-        """
-        while self._readable and not self.paused and self._on_data is not None:
-            on_data = self._on_data
-            try:
-                data = self.receive_now()
-            except OSError as error:
-                self._tell_error(error)
-                return
-            if data is None:
-                return
-            if not data:
-                self._on_data = None  # it hears of the end once
-            on_data(data)
+        """Give one read to the callback; if there is more, come back after the others."""
+        on_data = self._on_data
+        if on_data is None or self.paused:
+            return
+        try:
+            data = self.receive_now()
+        except OSError as error:
+            self._tell_error(error)
+            return
+        if data is None:
+            return
+        if not data:
+            self._on_data = None  # it hears of the end once
+        on_data(data)
+        if self._readable:
             if len(data) == _READ_OCTETS:
                 self._pump_soon()
-                return
+            else:
+                self._pump()  # an end that is known of is no more: it is told at once
 
     def _tell_error(self, error: OSError) -> None:
         self._on_data = None

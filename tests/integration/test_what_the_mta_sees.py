@@ -392,7 +392,9 @@ def greetings(site: TwinSite, way: Way, service: str, at_once: bool) -> list[str
         talks.append(talk)
         heard.append(str(talk.reply()))
         if not at_once:
-            if heard[-1].startswith("220"):  # or it is closed already, by a reset perhaps
+            if heard[-1].startswith(
+                "220"
+            ):  # or it is closed already, by a reset perhaps
                 talk.ask("QUIT")
             talk.close()
             log.wait_for("disconnect from", since=mark, count=count)
