@@ -46,6 +46,7 @@ class Connection:
         "_connecting",
         "_ended",
         "_fd",
+        "_is_closing",
         "_on_backlog",
         "_on_data",
         "_on_error",
@@ -96,6 +97,7 @@ class Connection:
         self.paused = False
         self._pumping = False  # a call of _pump is on its way
         self._shut = False
+        self._is_closing = False  # in the background
         self.backlog_octets = 0
         self.octets_received = 0
         self.octets_sent = 0
@@ -342,9 +344,10 @@ class Connection:
             self.close()
 
     def close_in_background(self) -> None:
-        """Close gently, with nobody waiting for it."""
-        if self.closed:
+        """Close gently, with nobody waiting for it; to ask for it twice is harmless."""
+        if self.closed or self._is_closing:
             return
+        self._is_closing = True
         Strand(self.close_gently(), self._note_close).resume()
 
     def _note_close(self, error: BaseException | None) -> None:

@@ -13,6 +13,8 @@ from proxyshim.strand import Strand, running
 
 _SWEEPS_A_SECOND: Final = 10
 SWEEP_S: Final = 1 / _SWEEPS_A_SECOND
+# The loop's timers count milliseconds, and may round down.
+_CLOCK_STEP_S: Final = 0.002
 
 
 class Expiring(Protocol):
@@ -62,7 +64,12 @@ class Deadlines:
     def _start_sweeping(self) -> None:
         self._sweeping = True
         self._swept = int(self._loop.time() * _SWEEPS_A_SECOND)
-        self._loop.call_later(SWEEP_S, self._sweep)
+        self._sweep_later()
+
+    def _sweep_later(self) -> None:
+        """Sweep when the next place is due, and surely not a moment before."""
+        due = (self._swept + 1) / _SWEEPS_A_SECOND
+        self._loop.call_at(due + _CLOCK_STEP_S, self._sweep)
 
     def _sweep(self) -> None:
         now = int(self._loop.time() * _SWEEPS_A_SECOND)
@@ -80,7 +87,7 @@ class Deadlines:
                     )
             self._wheel.pop(place, None)
         if self._wheel:
-            self._loop.call_later(SWEEP_S, self._sweep)
+            self._sweep_later()
         else:
             self._sweeping = False
 
@@ -92,7 +99,8 @@ deadlines_of: Final = _deadlines.of
 class Limit:
     """``with Limit(deadlines, seconds):`` raises TimeoutError when the body takes longer.
 
-    The limit is reached at *seconds*, or up to SWEEP_S later.  For strands and Tasks.
+    The limit is reached at *seconds*, or up to SWEEP_S and a clock's step later.  For strands and
+    Tasks.
     """
 
     __slots__ = (

@@ -57,10 +57,13 @@ class Poller:
         loop.add_reader(self._epoll.fileno(), self._turn)
 
     def add(self, descriptor: int, watched: Watched) -> None:
-        """Watch a socket; the state that it has already is told as the first edge."""
+        """Watch a socket; the state that it has already is told as the first edge.
+
+        Raises OSError when the kernel watches too much already.
+        """
+        self._epoll.register(descriptor, _EDGES)
         self._watched[descriptor] = watched
         self._added.add(descriptor)
-        self._epoll.register(descriptor, _EDGES)
 
     def forget(self, descriptor: int) -> None:
         """Watch a socket no more: it is about to be closed, which takes it out of the set."""

@@ -131,3 +131,29 @@ def test_a_backlog_that_comes_about_at_the_end_of_a_turn_is_told() -> None:
             connection.close()
 
     uvloop.run(run())
+
+
+def test_a_close_in_the_background_is_one_however_often_it_is_asked_for() -> None:
+    """Two would wait for the same edges, and one of them in vain."""
+
+    async def run() -> None:
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        connection = Connection(asyncio.get_running_loop(), near)
+        before = limits_in(connection)
+        with far:
+            connection.close_in_background()
+            connection.close_in_background()
+            assert limits_in(connection) == before + 1
+            far.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(LIMIT_S):
+                while not connection.closed:  # noqa: ASYNC110 - nobody tells of it
+                    await asyncio.sleep(0)
+        assert limits_in(connection) == before
+
+    uvloop.run(run())
+
+
+def limits_in(connection: Connection) -> int:
+    """Count the limits that run now."""
+    return sum(map(len, connection.deadlines._wheel.values()))
