@@ -1,4 +1,4 @@
-"""One connected socket on the event loop: receive, send at once, close with care.
+"""One connected socket on the event loop: receive, send, close with care.
 
 Written on the raw socket rather than on asyncio's transports because what a session costs is
 system calls and wake-ups: what is to be sent goes out at the end of the poller's turn, not at the
@@ -228,7 +228,10 @@ class Connection:
     # Writing.
 
     def send(self, data: bytes) -> None:
-        """Send what the kernel takes, at the end of the poller's turn; the rest when it can."""
+        """Send what the kernel takes, the rest when it can.
+
+        In a turn of the poller at its end, else at once.
+        """
         if self.write_failed or self.closed or not data:
             return
         if self._backlog is not None:
@@ -309,8 +312,10 @@ class Connection:
     # Closing.
 
     def unacknowledged_octets(self) -> int:
-        """Return what we were given to send and the other end's TCP has not confirmed."""
-        self.flush()
+        """Return what we were given to send and the other end's TCP has not confirmed.
+
+        For after ``end_sending``, which leaves nothing to the end of the turn.
+        """
         if self.write_failed or self.closed:
             return 0
         try:

@@ -63,16 +63,20 @@ class _Writer:
     def __init__(self, stream: TextIO) -> None:
         self._descriptor = stream.fileno()
         self._encoding = stream.encoding
+        self._broke_off = b""  # a line end, for a line that did not get as far
 
     def write(self, line: str) -> None:
         # As stderr does with what it can't encode.
         octets = (line + "\n").encode(self._encoding, "backslashreplace")
+        octets, written = self._broke_off + octets, 0
         try:
-            written = os.write(self._descriptor, octets)
-            while written < len(octets):  # a signal came
+            while written < len(octets):  # a signal may come, or a pipe be full
                 written += os.write(self._descriptor, octets[written:])
         except OSError:
-            pass
+            if written:
+                self._broke_off = b"\n"
+        else:
+            self._broke_off = b""
 
     # By the names of the levels, as structlog calls what it wraps.
     debug = info = warning = error = critical = write

@@ -1,7 +1,7 @@
 """The relay: two byte pumps through one guard, with back pressure both ways.
 
-Callbacks, for this is where speed is decided: what one packet brought goes out before the callback
-returns, with no task, future or timer in between.  Most packets are one command or one reply, go
+Callbacks, for this is where speed is decided: what one packet brought goes out in the same turn of
+the poller, with no task, future or timer in between.  Most packets are one command or one reply, go
 on as they came, and change nothing but the guard's account; those the guard takes in one call
 (``pass_command``, ``pass_reply``), and all else that a packet can mean is looked at only for the
 others.  ``run`` waits for the end and says which it was; closing is the session's business.

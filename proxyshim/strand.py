@@ -20,7 +20,7 @@ class Sleeper(Protocol):
     """What waits: a strand, or a stand-in for a Task."""
 
     def resume(self) -> None:
-        """Wake it; twice is once too many, and harmless."""
+        """Wake it; once too often is harmless, but not while it is at work."""
 
     def pause(self) -> Awaitable[None]:
         """Wait to be resumed.  Look again at what was waited for: others may have done it."""
@@ -83,7 +83,7 @@ class Strand:
 
     @property
     def is_running(self) -> bool:
-        """Tell whether its coroutine is at work now, not waiting and not at its end."""
+        """Tell whether its own coroutine is at work now: it, and none that it resumed."""
         return _running is self
 
     def _end(self, error: BaseException | None) -> None:
@@ -135,6 +135,8 @@ async def in_task(
             await strand.pause()
         return task.result()
     finally:
+        task.remove_done_callback(strand._resume_for)
         if not task.done():
-            task.remove_done_callback(strand._resume_for)
             task.cancel()
+        elif not task.cancelled():
+            task.exception()  # we were interrupted, perhaps, and nobody else looks at it

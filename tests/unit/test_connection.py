@@ -85,18 +85,11 @@ def send_and_flush(connection: Connection, far: socket.socket) -> None:
     assert far.recv(7, socket.MSG_PEEK) == b"at once"
 
 
-def send_and_count(connection: Connection, far: socket.socket) -> None:
-    connection.send(b"counted")
-    connection.unacknowledged_octets()
-    assert far.recv(7, socket.MSG_PEEK) == b"counted"
-
-
 ARRIVALS: dict[Callable[..., None], tuple[bytes, bool]] = {
     send_twice: (b"one, two", False),
     send_and_end: (b"last words", True),
     send_and_close: (b"last words", True),
     send_and_flush: (b"at once", False),
-    send_and_count: (b"counted", False),
 }
 
 

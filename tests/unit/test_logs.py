@@ -276,6 +276,28 @@ def test_a_line_that_is_written_in_parts_is_whole(
     assert json.loads(line)["detail"] == "x" * 100
 
 
+def test_a_line_that_broke_off_does_not_spoil_the_next(
+    monkeypatch: pytest.MonkeyPatch, logging: Configure
+) -> None:
+    """A pipe that does not block may take a part, and then no more."""
+    read = logging()
+    write = os.write
+    takes = iter([7, 0])
+
+    def take_a_part(descriptor: int, octets: bytes) -> int:
+        part = next(takes, len(octets))
+        if not part:
+            raise BlockingIOError
+        return write(descriptor, octets[:part])
+
+    monkeypatch.setattr(os, "write", take_a_part)
+    for number in range(3):
+        structlog.get_logger().info("said", number=number)
+    broken, *whole = read()
+    assert len(broken) == 7
+    assert [json.loads(line)["number"] for line in whole] == [1, 2]
+
+
 @pytest.mark.parametrize("format", ["json", "console"])
 def test_text_that_no_encoding_has_is_escaped(
     logging: Configure,

@@ -1,6 +1,7 @@
 """The example filter for fail2ban: whom it finds in the log that we really write."""
 
 import re
+import signal
 from collections.abc import Iterator
 from configparser import ConfigParser
 from contextlib import ExitStack
@@ -108,8 +109,10 @@ def test_a_proxy_is_never_banned_for_its_client(
 def test_what_a_mistake_can_cause_bans_nobody(conversations: Conversations) -> None:
     for octets in (b"NOOP\0\r\n", b"x" * 13_000, b"BDAT 3\r\n"):
         conversations.play(octets)
+    conversations.shim.signal(signal.SIGSTOP)  # the header is there when it accepts
     with connect(conversations.shim.address, STRANGER) as forgotten:
         forgotten.send(v1())  # a proxy that is not listed
+        conversations.shim.signal(signal.SIGCONT)
         forgotten.end()
     conversations.shim.wait_event("header_refused")
     assert conversations.banned() == []
