@@ -13,9 +13,10 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, Self
 
 from proxyshim.addresses import Address, Endpoint, SocketName, read_address
+from proxyshim.config import Listener
 from proxyshim.connection import Connection, begin_to_connect, connect_unix
 from proxyshim.deadlines import Limit, deadlines_of
 from proxyshim.errors import BackendError, Reason
@@ -91,6 +92,14 @@ class BackendLimits:
     ehlo_name: str
     connect_timeout_s: float
     reply_timeout_s: float
+
+    @classmethod
+    def of(cls, listener: Listener) -> Self:
+        """Return those of a *listener*'s backend."""
+        settings = listener.settings
+        return cls(
+            listener.ehlo_name, settings.connect_timeout_s, settings.reply_timeout_s
+        )
 
 
 class ClientRefused(BackendError):  # noqa: N818
@@ -187,7 +196,8 @@ class OpenBackend:
     @property
     def local_port(self) -> int | None:
         """Tell our port towards the backend: what its log knows us by; None on unix."""
-        return self.connection.local_port
+        ours = self.connection.local_endpoint()
+        return ours.port if ours else None
 
 
 async def dial(address: SocketName, limits: BackendLimits) -> BackendConnection:

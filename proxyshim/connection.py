@@ -106,12 +106,6 @@ class Connection:
         self.poller = poller_of(loop)
         self.poller.add(self._fd, self)
 
-    @property
-    def local_port(self) -> int | None:
-        """Our end's port; None on a unix socket."""
-        name = self._sock.getsockname()
-        return name[1] if isinstance(name, tuple) else None
-
     def local_endpoint(self) -> Endpoint | None:
         """Return our end; None on a unix socket."""
         return read_socket_address(self._sock.getsockname())

@@ -8,13 +8,10 @@ operator should mend something.
 import json
 import os
 import sys
-import time
-from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
 
 import structlog
-from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 # sd-daemon(3): what the journal takes from the start of a line.
@@ -42,13 +39,10 @@ def configure(format: Literal["json", "console"], level: str) -> None:  # noqa: 
         )
     if journal:
         processors.append(_put_priority)
-    logger = structlog.make_filtering_bound_logger(_LEVELS[level])
-    if format == "json":
-        logger = _with_shortcuts(logger, _LEVELS[level], journal=journal)
     writer = _Writer(sys.stderr)
     structlog.configure(
         processors=processors,
-        wrapper_class=logger,
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=lambda *_: writer,
         cache_logger_on_first_use=False,
     )
@@ -80,61 +74,6 @@ class _Writer:
 
     # By the names of the levels, as structlog calls what it wraps.
     debug = info = warning = error = critical = write
-
-
-def _with_shortcuts(
-    ordinary: type[FilteringBoundLogger], lowest: int, *, journal: bool
-) -> type[FilteringBoundLogger]:
-    """Return *ordinary* with methods that write the same lines in a third of the time.
-
-    A session writes one line, and structlog's way through the processors would be a tenth of
-    all that a session costs.
-    """
-    shortcuts = {
-        level: _shortcut(level, getattr(ordinary, level), journal=journal)
-        for level, number in _LEVELS.items()
-        if number >= lowest
-    }
-    return type("JsonLogger", (ordinary,), shortcuts)
-
-
-def _shortcut(
-    level: str, ordinary: Callable[..., Any], *, journal: bool
-) -> Callable[..., None]:
-    """Return what configure()'s processors and _Writer do for an event of *level*."""
-    priority = _PRIORITIES[level] if journal else ""
-    timestamp = _Clock().timestamp
-
-    def write(self: Any, event: str, *args: Any, **details: Any) -> None:
-        if args or "exc_info" in details:
-            ordinary(self, event, *args, **details)
-            return
-        entry = {"event": event, **self._context, **details}
-        entry["level"] = level
-        if not journal:
-            entry["timestamp"] = timestamp()
-        self._logger.write(priority + _encode(entry))
-
-    return write
-
-
-class _Clock:
-    """Tells the time as structlog's TimeStamper does, in a fourth of its time."""
-
-    __slots__ = ("_second", "_text")
-
-    def __init__(self) -> None:
-        self._second = -1
-        self._text = ""  # of that second, without the fraction
-
-    def timestamp(self) -> str:
-        second, nanosecond = divmod(time.time_ns(), 1_000_000_000)
-        if second != self._second:
-            self._second = second
-            self._text = datetime.fromtimestamp(second, UTC).isoformat()[:19]
-        microsecond = nanosecond // 1000
-        # isoformat() leaves a fraction of 0 out.
-        return f"{self._text}.{microsecond:06}Z" if microsecond else f"{self._text}Z"
 
 
 def _is_journal(stream: TextIO) -> bool:

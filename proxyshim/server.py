@@ -16,7 +16,7 @@ import structlog
 
 from proxyshim.addresses import Endpoint, read_socket_address, read_socket_name
 from proxyshim.backend import BackendLimits, ip_addresses
-from proxyshim.config import Config, Listener
+from proxyshim.config import Config
 from proxyshim.connection import Connection
 from proxyshim.errors import ConfigError, Reason
 from proxyshim.health import BackendHealth
@@ -171,7 +171,9 @@ class Server:
                 config.limits.sessions_per_client,
                 self._throttle,
             )
-            self._health[name] = BackendHealth(listener.backend, _limits_of(listener))
+            self._health[name] = BackendHealth(
+                listener.backend, BackendLimits.of(listener)
+            )
             self.metrics.note_allowlist(name, len(listener.allowlist))
         self._max_sessions = _session_limit(config)
         self._rate = RateLimit(config.limits.connections_per_s)
@@ -487,13 +489,6 @@ def _say_and_close(sock: socket.socket, reply: bytes) -> None:
         with contextlib.suppress(OSError):
             sock.send(reply)
             sock.shutdown(socket.SHUT_RDWR)
-
-
-def _limits_of(listener: Listener) -> BackendLimits:
-    settings = listener.settings
-    return BackendLimits(
-        listener.ehlo_name, settings.connect_timeout_s, settings.reply_timeout_s
-    )
 
 
 def _session_limit(config: Config) -> int:

@@ -93,30 +93,9 @@ class Service:
     sessions_per_client: int = 0  # 0: any number
     throttle: Throttle = field(default_factory=Throttle)
     log: Any = field(default_factory=structlog.get_logger().bind)
-    backend_limits: BackendLimits = field(init=False)
-    relay_limits: RelayLimits = field(init=False)
     # How the backend failed, since it last served.
     failing: set[Reason] = field(default_factory=set)
     _warned: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        """Put together what every session is given."""
-        settings = self.listener.settings
-        set_field = object.__setattr__  # frozen, but not yet finished
-        set_field(
-            self,
-            "backend_limits",
-            BackendLimits(
-                self.listener.ehlo_name,
-                settings.connect_timeout_s,
-                settings.reply_timeout_s,
-            ),
-        )
-        set_field(
-            self,
-            "relay_limits",
-            RelayLimits(settings.idle_timeout_s, settings.drain_timeout_s),
-        )
 
     def report_failure(self, log: Any, reason: Reason, detail: str) -> None:
         """Log that the backend failed a session: once a minute, while it does."""
@@ -459,9 +438,10 @@ class Session:
     def _open_as(
         self, identity: Identity, get_names: GetNames
     ) -> Awaitable[OpenBackend]:
+        listener = self._service.listener
         return open_backend(
-            self._service.listener.backend,
-            self._service.backend_limits,
+            listener.backend,
+            BackendLimits.of(listener),
             identity.client,
             identity.destination,
             get_names,
@@ -487,7 +467,7 @@ class Session:
             self._client,
             backend.connection,
             self._guard,
-            self._service.relay_limits,
+            RelayLimits(self._settings.idle_timeout_s, self._settings.drain_timeout_s),
             self._note_refused,
         )
         if self._watch is not None and self._watch.undecided:

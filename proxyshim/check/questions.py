@@ -67,10 +67,7 @@ async def find_backends(config: Config) -> list[Backend]:
     """Return each backend once, with the limits that its listeners give it."""
     shared: dict[tuple[SocketName, BackendLimits], list[Listener]] = {}
     for listener in config.listeners:
-        settings = listener.settings
-        limits = BackendLimits(
-            listener.ehlo_name, settings.connect_timeout_s, settings.reply_timeout_s
-        )
+        limits = BackendLimits.of(listener)
         shared.setdefault((listener.backend, limits), []).append(listener)
     return [
         Backend(name, limits, tuple(listeners), await _find_claims(limits, listeners))

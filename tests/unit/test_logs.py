@@ -2,19 +2,13 @@
 
 import json
 import os
-import re
 import socket
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
-from enum import StrEnum
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import structlog
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from proxyshim import logs
 
@@ -143,85 +137,6 @@ def test_the_console_format_is_for_eyes(logging: Configure) -> None:
 
 
 # JSON lines are written by a shorter way than structlog's processors, which warn() takes.
-
-
-class Word(StrEnum):
-    """A value of a closed set, as many details are."""
-
-    RELAY = "relay"
-
-
-VALUES = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(),
-    st.text(),
-    st.text(st.characters(categories=["Cs", "Cc", "Zl", "Zp"])),
-    st.binary(),
-    st.sampled_from(
-        [Word.RELAY, Path("/run"), ip_address("::1"), {1}, ValueError("x")]
-    ),
-)
-DETAILS = st.dictionaries(
-    st.one_of(
-        st.text().filter(lambda key: key not in ("event", "self", "exc_info")),
-        st.sampled_from(["level", "timestamp", "session"]),
-    ),
-    st.one_of(VALUES, st.lists(VALUES), st.dictionaries(st.text(), VALUES)),
-)
-A_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z")
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(event=st.text(), bound=DETAILS, details=DETAILS)
-@pytest.mark.parametrize("journal", [False, True])
-def test_the_short_way_writes_what_the_long_way_does(
-    logging: Configure,
-    event: str,
-    bound: dict[str, Any],
-    details: dict[str, Any],
-    journal: bool,
-) -> None:
-    read = logging(journal=journal)
-    log = structlog.get_logger().bind(**bound)
-    log.warning(event, **details)
-    log.warn(event, **details)
-    for line in read()[-2:]:
-        entry = {**{"event": event}, **bound, **details, "level": "warning"}
-        if not journal:
-            entry["timestamp"] = json.loads(line)["timestamp"]
-            assert A_TIME.fullmatch(entry["timestamp"])
-        shown = json.dumps(entry, separators=(",", ":"), default=str)
-        assert line == ("<4>" if journal else "") + shown
-
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# One after the other: over the end of a second, a day and a year; the clock set back; no fraction.
-NANOSECONDS = [
-    1_795_572_750_999_999_999,
-    1_795_572_751_000_000_000,
-    1_795_572_751_000_000_999,
-    1_795_572_751_000_001_000,
-    1_795_572_751_050_000_000,
-    1_795_572_750_999_999_000,
-    1_798_761_599_999_999_999,
-    1_798_761_600_000_000_000,
-    0,
-]
-
-
-def test_the_time_is_written_as_iso_8601_has_it(
-    monkeypatch: pytest.MonkeyPatch, logging: Configure
-) -> None:
-    read = logging()
-    for now in NANOSECONDS:
-        monkeypatch.setattr("proxyshim.logs.time.time_ns", lambda now=now: now)
-        structlog.get_logger().info("said")
-    times = [EPOCH + timedelta(microseconds=now // 1000) for now in NANOSECONDS]
-    assert [json.loads(line)["timestamp"] for line in read()] == [
-        time.isoformat().replace("+00:00", "Z") for time in times
-    ]
 
 
 # Whoever reads the log may be slow, or gone.
