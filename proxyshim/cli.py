@@ -10,8 +10,8 @@ import uvloop
 from proxyshim import __version__, logs
 from proxyshim.check import examine
 from proxyshim.config import DEFAULT_PATH, Config, load
-from proxyshim.daemon import Daemon
 from proxyshim.errors import ConfigError
+from proxyshim.service.daemon import Daemon
 
 EX_CONFIG: Final = 78  # sysexits.h
 DEMO_LISTEN: Final = "127.0.0.1:2525"

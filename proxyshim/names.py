@@ -34,9 +34,9 @@ import pycares
 
 from proxyshim.addresses import Address
 from proxyshim.metrics import Metrics
+from proxyshim.net.fiber import in_task
 from proxyshim.smtp.host_names import is_host_name
 from proxyshim.smtp.xclient import NO_NAMES, TEMPUNAVAIL, UNAVAILABLE, Names
-from proxyshim.strand import in_task
 
 # How long a result is kept, in seconds: what the DNS says, within these.
 MIN_TTL_S: Final = 1.0

@@ -10,12 +10,12 @@
 
 from collections.abc import Callable
 
-from proxyshim.check.findings import Finding, Severity, exit_status, summary
 from proxyshim.check.questions import ask, find_backends
 from proxyshim.check.setup import is_own_listener, judge_setup
 from proxyshim.check.surroundings import look_around
 from proxyshim.check.verdicts import judge
 from proxyshim.config import Config
+from proxyshim.findings import Finding, Severity, exit_status, summary
 
 
 async def examine(config: Config, say: Callable[[str], None]) -> int:

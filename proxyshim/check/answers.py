@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from proxyshim.addresses import Address, SocketName
-from proxyshim.backend import BackendLimits
+from proxyshim.backend.dialogue import BackendLimits
 from proxyshim.config import Listener
 from proxyshim.errors import BackendError
 from proxyshim.smtp.extensions import read_extensions

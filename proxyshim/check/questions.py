@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Final
 
 from proxyshim.addresses import Address, Endpoint, SocketName
-from proxyshim.backend import (
+from proxyshim.backend.dialogue import (
     BackendConnection,
     BackendLimits,
     dial,
@@ -35,8 +35,7 @@ from proxyshim.check.setup import is_loopback, takes_claims
 from proxyshim.check.surroundings import read_network
 from proxyshim.config import Config, Listener
 from proxyshim.errors import BackendError, Reason
-from proxyshim.metrics import Metrics
-from proxyshim.session import Service
+from proxyshim.session.trust import Trust
 from proxyshim.smtp.replies import Reply
 from proxyshim.smtp.xclient import offers_identity, xclient_command
 
@@ -84,9 +83,9 @@ async def _find_claims(
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limits.connect_timeout_s):
                 own = await ip_addresses(listener.backend)
-        service = Service(listener, own, Metrics())
+        trust = Trust(listener.untrusted_claims, listener.believed_claims, own)
         for claim in _claims_to_ask(listener):
-            if service.believes(claim.address, None):
+            if trust.believes(claim.address, None):
                 claims.setdefault(claim.address, claim)
     return tuple(claims.values())
 

@@ -8,7 +8,6 @@ from ipaddress import ip_network
 from typing import Final
 
 from proxyshim.addresses import SocketName
-from proxyshim.check.findings import Finding, Severity
 from proxyshim.check.surroundings import (
     ListEntry,
     Network,
@@ -16,6 +15,7 @@ from proxyshim.check.surroundings import (
     read_network,
 )
 from proxyshim.config import Config, Listener
+from proxyshim.findings import Finding, Severity
 
 # A list of proxies names hosts, or the subnet they are in.  What is shorter is a provider's
 # or a whole company's, and other machines than proxies are in it.

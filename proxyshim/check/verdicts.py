@@ -19,9 +19,9 @@ from proxyshim.check.answers import (
     Claim,
     Hello,
 )
-from proxyshim.check.findings import Finding, Severity
 from proxyshim.check.setup import takes_claims
 from proxyshim.errors import BackendError, Reason
+from proxyshim.findings import Finding, Severity
 from proxyshim.smtp.replies import Reply
 from proxyshim.smtp.xclient import offers_identity
 

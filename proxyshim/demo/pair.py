@@ -9,7 +9,7 @@ from pathlib import Path
 
 from proxyshim import config
 from proxyshim.demo.mta import EmbeddedMta, Message
-from proxyshim.server import Server
+from proxyshim.service.server import Server
 
 # How the proxy of the demo connects; the other peers come from elsewhere in 127/8.
 LISTED_PROXY = "127.0.0.2"

@@ -19,25 +19,25 @@ PACKAGE = Path(__file__).parent.parent.parent / "proxyshim"
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"daemon"},
     {"check", "demo"},
-    {"server"},
-    {"health", "session"},
-    {"backend", "relay", "names", "sandbox"},
-    {"config", "connection", "local_addresses", "logs", "metrics"},
-    {"deadlines", "listening", "poller"},
-    {"per_loop", "strand"},
-    {"successor", "systemd"},
-    {"identity"},
-    {"allowlist", "limits", "proxy_header", "smtp", "throttle"},
+    {"service"},
+    {"session"},
+    {"conveyance"},
+    {"backend", "names"},
+    {"net"},
+    {"config", "logs", "metrics"},
+    {"allowlist", "limits", "throttle"},
+    {"proxy_header", "smtp"},
+    {"findings", "identity"},
     {"addresses", "errors"},
 )
 
-# These interpret what they are given, and import of ours only each other.
+# These only interpret their arguments, and import nothing of ours but each other.
 PURE = {
     "addresses",
     "allowlist",
     "errors",
+    "findings",
     "identity",
     "limits",
     "proxy_header",
@@ -221,12 +221,12 @@ def test_an_impure_import_is_found(importer: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("importer", "source"),
     [
-        ("session", "from proxyshim.server import Server"),
-        ("backend", "import proxyshim.session"),
+        ("session.relay", "from proxyshim.service.server import Server"),
+        ("backend", "import proxyshim.session.session"),
         ("smtp.guard", "from proxyshim.proxy_header import read_header"),
         ("proxy_header.v1", "from proxyshim.smtp import replies"),
         ("errors", "from proxyshim import addresses"),
-        ("relay", "from proxyshim.names import Names"),
+        ("net.connection", "from proxyshim.names import Names"),
         ("config", "if TYPE_CHECKING:\n    from proxyshim.cli import main"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 
 from proxyshim import config
 from proxyshim.addresses import Address, SocketName, read_socket_name
-from proxyshim.backend import BackendLimits
+from proxyshim.backend.dialogue import BackendLimits
 from proxyshim.check.answers import (
     STRANGER,
     STRANGER_V6,
@@ -19,12 +19,12 @@ from proxyshim.check.answers import (
     Claim,
     Hello,
 )
-from proxyshim.check.findings import Finding, Severity, exit_status, summary
 from proxyshim.check.setup import is_own_listener, judge_setup, takes_claims
 from proxyshim.check.surroundings import ListEntry, Surroundings, read_network
 from proxyshim.check.verdicts import judge, service_line
 from proxyshim.config import Config
 from proxyshim.errors import BackendError, Reason
+from proxyshim.findings import Finding, Severity, exit_status, summary
 from proxyshim.smtp.replies import Reply
 
 OK, NOTE, WARNING, ERROR, UNSAFE = Severity

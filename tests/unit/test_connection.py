@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
-from proxyshim.connection import Connection
+from proxyshim.net.connection import Connection
 
 LIMIT_S = 5
 MUCH = b"x" * 10_000_000  # more than a socket's buffer takes

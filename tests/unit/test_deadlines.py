@@ -7,8 +7,8 @@ from typing import Any, cast
 import pytest
 import uvloop
 
-from proxyshim.deadlines import SWEEP_S, Deadlines, Limit, deadlines_of
-from proxyshim.strand import Strand, TaskSleeper, running
+from proxyshim.net.deadlines import SWEEP_S, Deadlines, Limit, deadlines_of
+from proxyshim.net.fiber import Strand, TaskSleeper, running
 
 LIMIT_S = 5
 SHORT_S = 0.01

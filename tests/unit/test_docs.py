@@ -17,7 +17,7 @@ from proxyshim.errors import Reason
 from proxyshim.metrics import Metrics
 from proxyshim.names import Result
 from proxyshim.proxy_header.header import Command
-from proxyshim.session import Outcome, Phase
+from proxyshim.session.session import Outcome, Phase
 from proxyshim.smtp import replies
 from proxyshim.smtp.guard import Mode
 from tests.docs import (
@@ -281,7 +281,7 @@ def test_a_log_call_is_found() -> None:
 
 def story_keys() -> set[str]:
     """Return the keys that session.py puts into session_closed."""
-    source = (PACKAGE / "session.py").read_text("utf-8")
+    source = (PACKAGE / "session" / "session.py").read_text("utf-8")
     [account] = [
         node
         for node in ast.walk(ast.parse(source))

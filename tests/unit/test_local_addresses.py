@@ -10,7 +10,7 @@ from tests.integration.lab.needs import find_program, need_root
 ASK = """
 import subprocess, sys
 from ipaddress import ip_address
-from proxyshim.local_addresses import is_local
+from proxyshim.net.local_addresses import is_local
 ip, *steps = sys.argv[1:]
 for step in steps:
     if step[0] in "+-":

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from proxyshim.config import load
-from proxyshim.server import Server
+from proxyshim.service.server import Server
 from tests.integration.scripted.events import Events, captured_events
 from tests.integration.scripted.mta import EXTENSIONS, GREETING, Backend, Mta
 from tests.integration.scripted.wire import LIMIT_S, Wire

@@ -62,7 +62,7 @@ def test_one_that_is_not_there_is_down(rig_with: OpenRig) -> None:
 def test_one_that_says_nothing_is_down_before_haproxy_gives_up(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxyshim.health.ANSWER_WITHIN_S", 0.2)
+    monkeypatch.setattr("proxyshim.service.agent.ANSWER_WITHIN_S", 0.2)
     check = ask(rig)
     mta = rig.accept()
     assert check.last_words() == b"down ready\n"
@@ -73,7 +73,7 @@ def test_ready_is_said_at_the_beginning_only(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For it undoes what an operator told HAProxy."""
-    monkeypatch.setattr("proxyshim.server._SAY_READY_S", 0.0)
+    monkeypatch.setattr("proxyshim.service.server._SAY_READY_S", 0.0)
     check = ask(rig)
     greet(rig.accept())
     assert check.last_words() == b"up\n"

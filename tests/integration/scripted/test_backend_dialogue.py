@@ -262,8 +262,8 @@ Resolve = Callable[[SocketName], Awaitable[list[tuple[int, object]]]]
 
 def ask_with(monkeypatch: pytest.MonkeyPatch, resolve: Resolve) -> None:
     """Let *resolve* be asked, for addresses too."""
-    monkeypatch.setattr("proxyshim.backend._without_asking", lambda _: ())
-    monkeypatch.setattr("proxyshim.backend.resolve", resolve)
+    monkeypatch.setattr("proxyshim.backend.dialogue._without_asking", lambda _: ())
+    monkeypatch.setattr("proxyshim.backend.dialogue.resolve", resolve)
 
 
 def resolves_to(monkeypatch: pytest.MonkeyPatch, *found: tuple[str, int]) -> None:

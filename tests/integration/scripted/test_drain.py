@@ -128,7 +128,7 @@ def test_a_server_that_hangs_between_messages_holds_nobody(rig_with: OpenRig) ->
 def impatient(monkeypatch: pytest.MonkeyPatch) -> float:
     """Have some seconds of silence last less."""
     settled_s = 0.4
-    monkeypatch.setattr("proxyshim.relay._SETTLED_S", settled_s)
+    monkeypatch.setattr("proxyshim.session.relay._SETTLED_S", settled_s)
     return settled_s
 
 

@@ -4,15 +4,11 @@ import errno
 import subprocess
 import sys
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from pathlib import Path
 
 import pytest
 
-from proxyshim.addresses import Address, Endpoint, SocketName
-from proxyshim.config import load
-from proxyshim.local_addresses import is_local
-from proxyshim.metrics import Metrics
-from proxyshim.session import Service
+from proxyshim.addresses import Address, SocketName
+from proxyshim.net.local_addresses import is_local
 from tests.integration.lab.needs import find_program, need_root
 from tests.integration.scripted.conftest import OpenRig
 from tests.integration.scripted.headers import (
@@ -26,7 +22,7 @@ from tests.integration.scripted.headers import (
     xclient_of,
 )
 from tests.integration.scripted.mta import EXTENSIONS, GREETING, OFFER, Mta
-from tests.integration.scripted.shim import LISTED, Rig, write_config
+from tests.integration.scripted.shim import LISTED, Rig
 from tests.integration.scripted.wire import Wire
 from tests.proxy_headers import (
     PROXY,
@@ -159,7 +155,7 @@ def test_an_address_of_this_host_is_a_check(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = ip_address("203.0.113.80")
-    monkeypatch.setattr("proxyshim.session.is_local", own.__eq__)
+    monkeypatch.setattr("proxyshim.session.trust.is_local", own.__eq__)
     is_a_check(rig, v1(str(own)), NOT_BELIEVED, "claim_not_believed")
 
 
@@ -169,7 +165,7 @@ def test_an_address_of_the_backend_is_a_check(
     async def addresses_of(backend: SocketName) -> frozenset[Address]:
         return frozenset({ip_address("203.0.113.90"), ip_address("2001:db8::90")})
 
-    monkeypatch.setattr("proxyshim.server.ip_addresses", addresses_of)
+    monkeypatch.setattr("proxyshim.service.server.ip_addresses", addresses_of)
     rig = rig_with()
     is_a_check(rig, v1("203.0.113.90"), NOT_BELIEVED, "claim_not_believed")
     with rig.connect(LISTED) as client:
@@ -291,23 +287,11 @@ def test_who_is_distrusted_and_believed_is_distrusted(rig_with: OpenRig) -> None
     is_a_check(rig, v1(), NOT_BELIEVED, "claim_not_believed")
 
 
-def test_the_proxys_own_address_is_not_believed(tmp_path: Path) -> None:
-    """On loopback it is never believed anyway, so the service is asked."""
-    path = write_config(
-        tmp_path, [{"name": "mx", "bind": "127.0.0.1:0", "backend": "127.0.0.1:25"}]
-    )
-    service = Service(load(path).listeners[0], frozenset(), Metrics())
-    proxy = Endpoint(IPv4Address("203.0.113.50"), 4000)
-    assert not service.believes(proxy.address, proxy)
-    assert service.believes(IPv4Address("203.0.113.51"), proxy)
-    assert service.believes(proxy.address, None)
-
-
 # Which addresses are this host's own; asked in a network namespace, which has some.
 
 ASK = """
 import ipaddress, sys
-from proxyshim.local_addresses import is_local
+from proxyshim.net.local_addresses import is_local
 for text in sys.argv[1:]:
     print(text, is_local(ipaddress.ip_address(text)))
 """
@@ -373,5 +357,5 @@ def test_who_can_not_ask_the_kernel_believes_nothing(
     def fail(*_: object) -> None:
         raise OSError(number, "made up")
 
-    monkeypatch.setattr("proxyshim.local_addresses.socket.socket", fail)
+    monkeypatch.setattr("proxyshim.net.local_addresses.socket.socket", fail)
     assert is_local(IPv4Address(CLIENT)) is ours

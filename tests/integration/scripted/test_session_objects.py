@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import pytest
 
-from proxyshim.backend import BackendConnection, OpenBackend
-from proxyshim.connection import Connection
-from proxyshim.relay import Relay
-from proxyshim.session import Session
+from proxyshim.backend.dialogue import BackendConnection, OpenBackend
+from proxyshim.net.connection import Connection
+from proxyshim.net.fiber import Strand
+from proxyshim.session.relay import Relay
+from proxyshim.session.session import Session
 from proxyshim.smtp.dialogue import Dialogue
 from proxyshim.smtp.guard import Guard
-from proxyshim.strand import Strand
 from tests.integration.scripted.headers import v1
 from tests.integration.scripted.shim import LISTED, STRANGER, Rig
 

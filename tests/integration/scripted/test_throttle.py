@@ -18,8 +18,10 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_short(monkeypatch: pytest.MonkeyPatch, max_sources: int) -> None:
-    monkeypatch.setattr("proxyshim.server.Throttle", lambda: Throttle(1.0, max_sources))
-    monkeypatch.setattr("proxyshim.server.HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(
+        "proxyshim.service.server.Throttle", lambda: Throttle(1.0, max_sources)
+    )
+    monkeypatch.setattr("proxyshim.service.server.HEARTBEAT_S", 0.05)
 
 
 def send_forbidden_header(rig: Rig, source: str = STRANGER) -> None:

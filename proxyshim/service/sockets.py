@@ -11,8 +11,8 @@ from typing import Final
 
 from proxyshim.addresses import SocketName, read_socket_address
 from proxyshim.errors import ConfigError
-from proxyshim.successor import inherited_sockets
-from proxyshim.systemd import passed_sockets
+from proxyshim.service.systemd import passed_sockets
+from proxyshim.service.upgrade import inherited_sockets
 
 BACKLOG: Final = 1024
 # A vanished host must not keep a session for ever.

@@ -16,7 +16,7 @@ import select
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from proxyshim.per_loop import PerLoop
+from proxyshim.net.per_loop import PerLoop
 
 READABLE: Final = select.EPOLLIN
 WRITABLE: Final = select.EPOLLOUT

@@ -5,7 +5,7 @@ import time
 from typing import Final
 
 from proxyshim.addresses import SocketName
-from proxyshim.backend import BackendLimits, dial, greet
+from proxyshim.backend.dialogue import BackendLimits, dial, greet
 from proxyshim.errors import BackendError
 from proxyshim.smtp.xclient import offers_identity
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from proxyshim.connection import Connection
 from proxyshim.errors import BackendError, PeerError, Reason
+from proxyshim.net.connection import Connection
+from proxyshim.net.fiber import Sleeper, TaskSleeper, running
 from proxyshim.proxy_header.watch import HeaderWatch
 from proxyshim.smtp import replies
 from proxyshim.smtp.guard import Guard, Transaction
-from proxyshim.strand import Sleeper, TaskSleeper, running
 
 # Replies that a client does not read; behind that it is not read either.
 MAX_UNREAD_OCTETS: Final = 65_536

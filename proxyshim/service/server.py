@@ -14,21 +14,22 @@ from typing import Final
 
 import structlog
 
-from proxyshim.addresses import Endpoint, read_socket_address, read_socket_name
-from proxyshim.backend import BackendLimits, ip_addresses
+from proxyshim.addresses import Address, Endpoint, read_socket_address, read_socket_name
+from proxyshim.backend.dialogue import BackendLimits, ip_addresses
 from proxyshim.config import Config
-from proxyshim.connection import Connection
 from proxyshim.errors import ConfigError, Reason
-from proxyshim.health import BackendHealth
 from proxyshim.limits import OUT_OF_DESCRIPTORS, RateLimit, Shares
-from proxyshim.listening import ListeningSocket, SocketSource
 from proxyshim.metrics import HEARTBEAT_S, Metrics, MetricsServer
 from proxyshim.names import Resolver, ResolverSettings
-from proxyshim.poller import poller_of
-from proxyshim.sandbox import find_forbidden
-from proxyshim.session import ORDINARY, Service, Session
+from proxyshim.net.connection import Connection
+from proxyshim.net.reactor import poller_of
+from proxyshim.service.agent import BackendHealth
+from proxyshim.service.sandbox import find_forbidden
+from proxyshim.service.sockets import ListeningSocket, SocketSource
+from proxyshim.service.systemd import has_manager
+from proxyshim.session.session import ORDINARY, Service, Session
+from proxyshim.session.trust import Trust
 from proxyshim.smtp import replies
-from proxyshim.systemd import has_manager
 from proxyshim.throttle import Throttle
 
 _ACCEPTS_A_WAKE_UP: Final = 64  # then the sessions that are open have their turn
@@ -69,6 +70,7 @@ class Server:
         self._rate = RateLimit(0)
         self._max_sessions = 0
         self._services: dict[str, Service] = {}
+        self._backend_addresses: dict[str, frozenset[Address]] = {}
         self._health: dict[str, BackendHealth] = {}
         self._accepting: list[_Accepting] = []
         self._metrics_socket: ListeningSocket | None = None
@@ -118,11 +120,8 @@ class Server:
         """Say what the unit forbids; without a manager there is no unit."""
         if not has_manager():
             return
-        backends = {
-            name: service.backend_addresses for name, service in self._services.items()
-        }
         sockets = self.sockets().values()
-        for found in find_forbidden(self._config, backends, sockets):
+        for found in find_forbidden(self._config, self._backend_addresses, sockets):
             self._log.error("sandbox_forbids", **asdict(found))
 
     def _log_what_is_open(self) -> None:
@@ -162,9 +161,12 @@ class Server:
         # Nothing is waited for from here on: all or nothing.
         for listener, its_addresses in zip(listeners, addresses, strict=True):
             name = listener.settings.name
+            self._backend_addresses[name] = its_addresses
             self._services[name] = Service(
                 listener,
-                its_addresses,
+                Trust(
+                    listener.untrusted_claims, listener.believed_claims, its_addresses
+                ),
                 self.metrics,
                 self._resolver if listener.settings.resolve else None,
                 self._shares,

@@ -15,9 +15,9 @@ import structlog
 
 from proxyshim.config import Config, load
 from proxyshim.errors import ConfigError
-from proxyshim.server import Server
-from proxyshim.successor import Predecessor, Successor
-from proxyshim.systemd import Manager
+from proxyshim.service.server import Server
+from proxyshim.service.systemd import Manager
+from proxyshim.service.upgrade import Predecessor, Successor
 
 # A successor that does not serve within this is given up.
 _SUCCESSOR_READY_S: Final = 30.0

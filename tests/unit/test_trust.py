@@ -1,13 +1,16 @@
 """Who a session runs as: what is believed, what is a check, which addresses can be a host's."""
 
+from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
 
 from proxyshim.addresses import Address, Endpoint
+from proxyshim.allowlist import Networks
 from proxyshim.errors import Reason
-from proxyshim.identity import Identity, identify_claim, identify_peer, is_unicast
+from proxyshim.identity import Identity
 from proxyshim.proxy_header import Command, Family, ProxyHeader
+from proxyshim.session.trust import Trust, identify_claim, identify_peer, is_unicast
 
 PROXY = Endpoint(ip_address("192.0.2.4"), 51_000)
 LOCAL = Endpoint(ip_address("192.0.2.25"), 25)
@@ -17,11 +20,11 @@ CLIENT_6 = Endpoint(ip_address("2001:db8::7"), 40_001)
 SERVER_6 = Endpoint(ip_address("2001:db8::25"), 25)
 
 
-def believes_all(_: Address) -> bool:
+def believes_all(_: Address, __: Endpoint | None) -> bool:
     return True
 
 
-def believes_none(_: Address) -> bool:
+def believes_none(_: Address, __: Endpoint | None) -> bool:
     return False
 
 
@@ -71,12 +74,13 @@ def test_a_header_without_addresses_is_a_check_by_the_proxy(
 def test_only_the_claimed_source_address_is_asked_for() -> None:
     asked: list[Address] = []
 
-    def is_believed(address: Address) -> bool:
+    def believes(address: Address, proxy: Endpoint | None) -> bool:
+        assert proxy == PROXY
         asked.append(address)
         return False
 
     for header in CLAIMS.values():
-        identify_claim(header, PROXY, lambda: LOCAL, is_believed)
+        identify_claim(header, PROXY, lambda: LOCAL, believes)
     assert asked == [CLIENT.address, CLIENT.address, CLIENT_6.address]
 
 
@@ -91,6 +95,39 @@ def test_a_check_over_a_unix_socket_has_no_address(header: ProxyHeader) -> None:
 )
 def test_a_peer_without_a_header_is_itself_whatever_it_is(peer: Endpoint) -> None:
     assert identify_peer(peer, LOCAL) == Identity(peer, LOCAL)
+
+
+# The rule itself.
+
+
+def trust(
+    *, untrusted: str = "", believed: str = "", backend: Collection[Address] = ()
+) -> Trust:
+    def read(entries: str) -> Networks:
+        return Networks.from_entries(entries.split(), "test")
+
+    return Trust(read(untrusted), read(believed), frozenset(backend))
+
+
+def test_the_proxys_own_address_is_not_believed() -> None:
+    claimed = ip_address("203.0.113.50")
+    proxy = Endpoint(claimed, 4_000)
+    assert not trust().believes(claimed, proxy)
+    assert trust().believes(ip_address("203.0.113.51"), proxy)
+    assert trust().believes(claimed, None)
+
+
+def test_an_address_of_the_backend_is_not_believed() -> None:
+    claimed = ip_address("203.0.113.90")
+    assert not trust(backend={claimed}).believes(claimed, PROXY)
+
+
+def test_believed_claims_override_the_rule_and_untrusted_claims_both() -> None:
+    loopback = ip_address("127.0.0.1")
+    assert not trust().believes(loopback, PROXY)
+    assert trust(believed="127.0.0.1").believes(loopback, PROXY)
+    both = trust(believed="127.0.0.1", untrusted="127.0.0.0/8")
+    assert not both.believes(loopback, PROXY)
 
 
 # Addresses that no single host can have on a network.

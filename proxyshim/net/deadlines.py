@@ -8,8 +8,8 @@ import asyncio
 from types import TracebackType
 from typing import Final, Protocol
 
-from proxyshim.per_loop import PerLoop
-from proxyshim.strand import Strand, running
+from proxyshim.net.fiber import Strand, running
+from proxyshim.net.per_loop import PerLoop
 
 _SWEEPS_A_SECOND: Final = 10
 SWEEP_S: Final = 1 / _SWEEPS_A_SECOND

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
-from proxyshim.poller import Poller
+from proxyshim.net.reactor import Poller
 
 LIMIT_S = 5
 

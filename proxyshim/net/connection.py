@@ -20,9 +20,9 @@ from collections.abc import Callable
 from typing import Final
 
 from proxyshim.addresses import Endpoint, read_socket_address
-from proxyshim.deadlines import Limit, deadlines_of
-from proxyshim.poller import ENDED, READABLE, WRITABLE, poller_of
-from proxyshim.strand import Sleeper, Strand, TaskSleeper, in_task, running
+from proxyshim.net.deadlines import Limit, deadlines_of
+from proxyshim.net.fiber import Sleeper, Strand, TaskSleeper, in_task, running
+from proxyshim.net.reactor import ENDED, READABLE, WRITABLE, poller_of
 
 # So much memory is taken for a read, and what was not filled given back before the next.  The C
 # library asks the kernel for each piece above 128 kB, which takes far longer.

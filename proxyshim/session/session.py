@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import structlog
 
-from proxyshim.addresses import Address, Endpoint
-from proxyshim.backend import (
+from proxyshim.addresses import Endpoint
+from proxyshim.backend.dialogue import (
     BackendLimits,
     ClientRefused,
     GetNames,
@@ -26,21 +26,21 @@ from proxyshim.backend import (
     open_backend,
 )
 from proxyshim.config import Listener
-from proxyshim.connection import Connection
-from proxyshim.deadlines import Limit
 from proxyshim.errors import BackendError, PeerError, ProxyHeaderError, Reason
-from proxyshim.identity import Identity, identify_claim, identify_peer, is_unicast
+from proxyshim.identity import Identity
 from proxyshim.limits import Shares, client_key
-from proxyshim.local_addresses import is_local
 from proxyshim.metrics import Metrics
 from proxyshim.names import Resolver
+from proxyshim.net.connection import Connection
+from proxyshim.net.deadlines import Limit
+from proxyshim.net.fiber import Strand
 from proxyshim.proxy_header import ProxyHeader, read_header
 from proxyshim.proxy_header.watch import HeaderWatch
-from proxyshim.relay import FINAL_REPLY_S, End, Relay, RelayLimits
+from proxyshim.session.relay import FINAL_REPLY_S, End, Relay, RelayLimits
+from proxyshim.session.trust import Trust, identify_claim, identify_peer
 from proxyshim.smtp import replies
 from proxyshim.smtp.guard import Guard, Mode, Rules
 from proxyshim.smtp.verbs import Refusal
-from proxyshim.strand import Strand
 from proxyshim.throttle import Throttle
 
 # A load balancer's check is often gone as soon as its header is out; the MTA need not see it.
@@ -86,7 +86,7 @@ class Service:
     """What the sessions of a listener share; a reload makes a new one."""
 
     listener: Listener
-    backend_addresses: frozenset[Address]
+    trust: Trust
     metrics: Metrics
     resolver: Resolver | None = None  # None: no names are looked up
     shares: Shares = field(default_factory=Shares)
@@ -122,19 +122,6 @@ class Service:
     def is_listed(self, peer: Endpoint | None) -> bool:
         """Tell whether *peer* is a proxy; on a unix socket the file's mode said so."""
         return peer is None or self.listener.allowlist.is_listed(peer.address)
-
-    def believes(self, claimed: Address, proxy: Endpoint | None) -> bool:
-        """Tell whether a header of *proxy*'s may claim an address."""
-        if claimed in self.listener.untrusted_claims:
-            return False
-        if claimed in self.listener.believed_claims:
-            return True
-        return (
-            is_unicast(claimed)
-            and claimed not in self.backend_addresses
-            and (proxy is None or claimed != proxy.address)
-            and not is_local(claimed)
-        )
 
 
 _OFTEN_UNKNOWN: Final = ("client", "reason", "detail", "backend_port")
@@ -320,7 +307,10 @@ class Session:
         self._header = await self._read_header()
         self._metrics.headers[f"v{self._header.version}"] += 1
         identity = identify_claim(
-            self._header, self._peer, self._client.local_endpoint, self._is_believed
+            self._header,
+            self._peer,
+            self._client.local_endpoint,
+            self._service.trust.believes,
         )
         if identity.check_only is not None:
             await self._wait_for_check_to_leave()
@@ -337,9 +327,6 @@ class Session:
                 Reason.TOO_MANY_FROM_CLIENT, f"more than {limit} sessions of one client"
             )
         self._share = key
-
-    def _is_believed(self, claimed: Address) -> bool:
-        return self._service.believes(claimed, self._peer)
 
     async def _read_header(self) -> ProxyHeader:
         """Read the header of a listed peer, and keep what came behind it."""

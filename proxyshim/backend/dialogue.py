@@ -17,14 +17,14 @@ from typing import Final, Self
 
 from proxyshim.addresses import Address, Endpoint, SocketName, read_address
 from proxyshim.config import Listener
-from proxyshim.connection import Connection, begin_to_connect, connect_unix
-from proxyshim.deadlines import Limit, deadlines_of
 from proxyshim.errors import BackendError, Reason
 from proxyshim.limits import OUT_OF_DESCRIPTORS
+from proxyshim.net.connection import Connection, begin_to_connect, connect_unix
+from proxyshim.net.deadlines import Limit, deadlines_of
+from proxyshim.net.fiber import in_task
 from proxyshim.smtp.extensions import read_extensions
 from proxyshim.smtp.replies import Reply, ReplyParser
 from proxyshim.smtp.xclient import NO_NAMES, Names, offers_identity, xclient_command
-from proxyshim.strand import in_task
 
 # What the MTA says of our XCLIENT itself.  Any other 5yz than 554 is taken for that too.
 _CLIENT_REFUSAL: Final = 554

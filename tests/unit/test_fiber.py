@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from proxyshim.strand import Strand, TaskSleeper, in_task, running
+from proxyshim.net.fiber import Strand, TaskSleeper, in_task, running
 
 LIMIT_S = 5
 

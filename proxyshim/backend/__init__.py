@@ -1,0 +1,1 @@
+"""The mail server: how we connect to it and talk to it."""

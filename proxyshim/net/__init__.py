@@ -1,0 +1,1 @@
+"""Bytes on sockets: connections, the event loop's epoll set, time limits, local addresses."""

@@ -1,0 +1,1 @@
+"""What a process owns: its sockets and sessions, signals, the service manager."""
