@@ -181,6 +181,8 @@ class ListenerSettings:
     bind: Annotated[tuple[Bind, ...], Field(min_length=1), BeforeValidator(_in_a_tuple)]
     # The MTA: "address:port", "name:port" or "unix:/path".
     backend: Annotated[Text, AfterValidator(_check_backend)]
+    # How the backend learns who the client is.
+    convey: Literal["xclient"] = "xclient"
     # A file of proxies that must send a PROXY header: an address or network a line, relative
     # to the configuration file.  Absent: nobody is listed, PROXY support is off.
     haproxy_hosts: Text | None = None

@@ -146,6 +146,10 @@ class Metrics(Collector):
         yield from self._name_lookups()
         yield _build_info()
 
+    def count_refusal(self, reason: str) -> None:
+        """Count a refusal of a peer, a client or a command: the only place that does."""
+        self.refusals[reason] += 1
+
     def note_allowlist(self, listener: str, entries: int) -> None:
         """Note that a listener's list was read."""
         self._allowlists[listener] = entries, time.time()

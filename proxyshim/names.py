@@ -13,9 +13,10 @@ confirmed so becomes NAME; what the PTR says without that is REVERSE_NAME.  The 
 is put behind a bare one, so that a stranger's PTR of "mail" is not our own mail.example.org.
 
 A lookup is shared by all sessions of its client, goes on when the one that asked has stopped
-waiting, and its result is kept for as long as the DNS allows.  Everything is bounded: the wait, the
-cache, the lookups in flight.  Sources: Postfix XCLIENT_README and what it was seen to do on a
-direct connection (docs/explanation/what-the-mta-sees.md); RFC 1035 (PTR), 2308 (negative answers).
+waiting, and its result is kept for as long as the DNS allows.  Everything is bounded: the wait,
+the cache, the lookups in flight.  Sources: Postfix XCLIENT_README and what it was seen to do on a
+direct connection (docs/explanation/what-the-mta-sees.md); RFC 1035 (PTR), 2308 (negative
+answers).
 """
 
 import asyncio
@@ -34,7 +35,7 @@ import pycares
 
 from proxyshim.addresses import Address
 from proxyshim.metrics import Metrics
-from proxyshim.net.fiber import in_task
+from proxyshim.net.fiber import run_in_task
 from proxyshim.smtp.host_names import is_host_name
 from proxyshim.smtp.xclient import NO_NAMES, TEMPUNAVAIL, UNAVAILABLE, Names
 
@@ -139,7 +140,7 @@ class Question:
         found = self._lookup
         if isinstance(found, _Lookup):
             loop = asyncio.get_running_loop()
-            found = await in_task(loop, self._wait(found))
+            found = await run_in_task(loop, self._wait(found))
         self._metrics.name_results[found.result] += 1
         return found.names
 

@@ -1,1 +1,1 @@
-"""The mail server: how we connect to it and talk to it."""
+"""The mail server: how we reach it (``dial.py``) and talk to it (``dialogue.py``)."""

@@ -8,7 +8,9 @@
 - ``findings.py``      a finding, its line, the summary, the exit status
 """
 
+import asyncio
 from collections.abc import Callable
+from contextlib import closing
 
 from proxyshim.check.questions import ask, find_backends
 from proxyshim.check.setup import is_own_listener, judge_setup
@@ -16,6 +18,7 @@ from proxyshim.check.surroundings import look_around
 from proxyshim.check.verdicts import judge
 from proxyshim.config import Config
 from proxyshim.findings import Finding, Severity, exit_status, summary
+from proxyshim.net.reactor import Reactor
 
 
 async def examine(config: Config, say: Callable[[str], None]) -> int:
@@ -23,6 +26,11 @@ async def examine(config: Config, say: Callable[[str], None]) -> int:
 
     Raises ConfigError when a list has become unreadable since it was loaded.
     """
+    with closing(Reactor(asyncio.get_running_loop())) as reactor:
+        return await _examine(config, reactor, say)
+
+
+async def _examine(config: Config, reactor: Reactor, say: Callable[[str], None]) -> int:
     findings: list[Finding] = []
 
     def report(finding: Finding) -> None:
@@ -32,7 +40,7 @@ async def examine(config: Config, say: Callable[[str], None]) -> int:
     surroundings = look_around(config)
     for finding in judge_setup(config, surroundings):
         report(finding)
-    for backend in await find_backends(config):
+    for backend in await find_backends(config, reactor):
         if is_own_listener(config, backend.name):
             report(_endless(str(backend.name)))
             continue

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from proxyshim.addresses import Address, SocketName
-from proxyshim.backend.dialogue import BackendLimits
+from proxyshim.backend.dial import Dial
 from proxyshim.config import Listener
 from proxyshim.errors import BackendError
 from proxyshim.smtp.extensions import read_extensions
@@ -33,7 +33,7 @@ class Backend:
     """A backend and the listeners in front of it."""
 
     name: SocketName
-    limits: BackendLimits
+    dial: Dial
     listeners: tuple[Listener, ...]
     claims: tuple[Claim, ...]
 

@@ -14,13 +14,8 @@ from itertools import islice
 from typing import Final
 
 from proxyshim.addresses import Address, Endpoint, SocketName
-from proxyshim.backend.dialogue import (
-    BackendConnection,
-    BackendLimits,
-    dial,
-    ip_addresses,
-    open_backend,
-)
+from proxyshim.backend.dial import BackendLimits, Dial
+from proxyshim.backend.dialogue import BackendDialogue
 from proxyshim.check.answers import (
     MAX_BELIEVED_ASKED,
     STRANGER,
@@ -34,7 +29,11 @@ from proxyshim.check.answers import (
 from proxyshim.check.setup import is_loopback, takes_claims
 from proxyshim.check.surroundings import read_network
 from proxyshim.config import Config, Listener
+from proxyshim.conveyance import BY_NAME
+from proxyshim.conveyance.contract import Relayed, no_names, no_warning
 from proxyshim.errors import BackendError, Reason
+from proxyshim.identity import Identity
+from proxyshim.net.reactor import Reactor
 from proxyshim.session.trust import Trust
 from proxyshim.smtp.replies import Reply
 from proxyshim.smtp.xclient import offers_identity, xclient_command
@@ -62,27 +61,27 @@ _HOPELESS: Final = (Reason.BACKEND_TIMEOUT, Reason.BACKEND_UNREACHABLE)
 # Whom to ask, and about whom.
 
 
-async def find_backends(config: Config) -> list[Backend]:
+async def find_backends(config: Config, reactor: Reactor) -> list[Backend]:
     """Return each backend once, with the limits that its listeners give it."""
     shared: dict[tuple[SocketName, BackendLimits], list[Listener]] = {}
     for listener in config.listeners:
-        limits = BackendLimits.of(listener)
+        limits = BackendLimits.from_listener(listener)
         shared.setdefault((listener.backend, limits), []).append(listener)
-    return [
-        Backend(name, limits, tuple(listeners), await _find_claims(limits, listeners))
-        for (name, limits), listeners in shared.items()
-    ]
+    backends = []
+    for (name, limits), listeners in shared.items():
+        dial = Dial(reactor, name, limits)
+        claims = await _find_claims(dial, listeners)
+        backends.append(Backend(name, dial, tuple(listeners), claims))
+    return backends
 
 
-async def _find_claims(
-    limits: BackendLimits, listeners: list[Listener]
-) -> tuple[Claim, ...]:
+async def _find_claims(dial: Dial, listeners: list[Listener]) -> tuple[Claim, ...]:
     claims: dict[Address, Claim] = {}
     for listener in filter(takes_claims, listeners):
         own: frozenset[Address] = frozenset()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limits.connect_timeout_s):
-                own = await ip_addresses(listener.backend)
+            async with asyncio.timeout(dial.limits.connect_timeout_s):
+                own = await dial.ip_addresses()
         trust = Trust(listener.untrusted_claims, listener.believed_claims, own)
         for claim in _claims_to_ask(listener):
             if trust.believes(claim.address, None):
@@ -130,12 +129,12 @@ async def ask(backend: Backend) -> Answers:
 
 async def _ask_hello(backend: Backend) -> Hello:
     async with _dialled(backend) as talk:
-        shim = talk.connection.local_endpoint()
+        shim = talk.stream.local_endpoint()
         address = shim.address if shim else None
         greeting = await talk.greeting()
         if greeting.code != 220:
             return Hello(greeting, None, None, address)
-        name = backend.limits.ehlo_name.encode("ascii")
+        name = backend.dial.limits.ehlo_name.encode("ascii")
         ehlo = await talk.command(b"EHLO %s\r\n" % name)
         lhlo = None
         if 500 <= ehlo.code <= 599:
@@ -167,8 +166,11 @@ async def _ask_as_each(
 
 async def _ask_as(backend: Backend, parameters: bytes, address: Address) -> AsClient:
     client = Endpoint(address, CLIENT_PORT)
-    opened = await open_backend(backend.name, backend.limits, client, None)
-    talk = BackendConnection(opened.connection, backend.limits.reply_timeout_s)
+    conveyance = BY_NAME[backend.listeners[0].settings.convey]
+    identity = Identity(client, None)
+    opened = await conveyance.open(None, backend.dial, identity, no_names, no_warning)
+    assert isinstance(opened, Relayed)
+    talk = BackendDialogue(opened.stream, backend.dial.limits.reply_timeout_s)
     async with _leaving(talk):
         if opened.early:
             raise BackendError(Reason.BACKEND_BAD_REPLY, "it said more than was asked")
@@ -183,7 +185,7 @@ async def _ask_as(backend: Backend, parameters: bytes, address: Address) -> AsCl
         return AsClient(ehlo, relay, xclient)
 
 
-async def _ask_to_relay(talk: BackendConnection) -> Reply:
+async def _ask_to_relay(talk: BackendDialogue) -> Reply:
     """Ask for two domains: the backend might be the final destination of one."""
     for recipient in RECIPIENTS:
         reply = await talk.command(b"MAIL FROM:<>\r\n")
@@ -201,14 +203,14 @@ def _literal(address: Address) -> bytes:
 
 
 @asynccontextmanager
-async def _dialled(backend: Backend) -> AsyncIterator[BackendConnection]:
-    talk = await dial(backend.name, backend.limits)
+async def _dialled(backend: Backend) -> AsyncIterator[BackendDialogue]:
+    talk = await backend.dial.connect()
     async with _leaving(talk):
         yield talk
 
 
 @asynccontextmanager
-async def _leaving(talk: BackendConnection) -> AsyncIterator[None]:
+async def _leaving(talk: BackendDialogue) -> AsyncIterator[None]:
     """Take leave of the backend at the end, whatever happened; it need not hear it."""
     try:
         yield
@@ -216,4 +218,4 @@ async def _leaving(talk: BackendConnection) -> AsyncIterator[None]:
         with contextlib.suppress(BackendError, TimeoutError):
             async with asyncio.timeout(_LEAVE_S):
                 await talk.command(b"QUIT\r\n")
-        talk.connection.close()
+        talk.stream.close()

@@ -1,15 +1,14 @@
-"""Time limits for phases: as asyncio.timeout(), at a twentieth of its price.
+"""Time limits: one timer wheel for all sessions, swept ten times a second.
 
-A session has half a dozen limits, and hardly one of them is ever reached; so a limit is an entry
-in a wheel, a table by time, and one sweep for all looks ten times a second which have passed.
+A session has half a dozen limits, and hardly one of them is ever reached.  ``asyncio.timeout``
+costs twenty times as much, because it sets and cancels a timer of the loop for each.
 """
 
 import asyncio
 from types import TracebackType
 from typing import Final, Protocol
 
-from proxyshim.net.fiber import Strand, running
-from proxyshim.net.per_loop import PerLoop
+from proxyshim.net.fiber import Fiber, current_fiber
 
 _SWEEPS_A_SECOND: Final = 10
 SWEEP_S: Final = 1 / _SWEEPS_A_SECOND
@@ -17,49 +16,49 @@ SWEEP_S: Final = 1 / _SWEEPS_A_SECOND
 _CLOCK_STEP_S: Final = 0.002
 
 
-class Expiring(Protocol):
-    """What has an end in time."""
+class Alarm(Protocol):
+    """Something with a time limit."""
 
-    at: float  # by the loop's clock; not moved while it is in the wheel
-    place: int  # in the wheel, which sets it; 0 while it is in none
+    at: float  # by the loop's clock; it must not change while the alarm is set
+    place: int  # its place in the wheel, which sets it; 0 while it is in none
 
     def expire(self) -> None:
-        """Hear that the time is up; it is out of the wheel then."""
+        """Act on the end of the time.  The alarm is no longer set when this is called."""
 
 
 class Deadlines:
-    """What runs out on one event loop, by the sweep that will find it."""
+    """The timer wheel of one event loop: alarms by the sweep that will find them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin with none; the sweep runs while there are any."""
+        """Start empty; sweeps run only while an alarm is set."""
         self._loop = loop
         self.time = loop.time
-        self._wheel: dict[int, set[Expiring]] = {}
-        self._swept = 0  # all places up to this one
+        self._wheel: dict[int, set[Alarm]] = {}
+        self._swept = 0  # all places up to this one have been swept
         self._sweeping = False
 
-    def begin(self, limit: Expiring) -> None:
-        """Watch a *limit*."""
+    def set(self, alarm: Alarm) -> None:
+        """Call ``alarm.expire`` at ``alarm.at``, or up to SWEEP_S later."""
         if not self._sweeping:
             self._start_sweeping()
-        # The first sweep at or after its time; one whose time is over is for the next.
-        place = int(limit.at * _SWEEPS_A_SECOND)
+        # The first sweep at or after its time.  If its time is over, the next sweep finds it.
+        place = int(alarm.at * _SWEEPS_A_SECOND)
         if place < self._swept:
             place = self._swept
-        limit.place = place = place + 1
+        alarm.place = place = place + 1
         try:
-            self._wheel[place].add(limit)
+            self._wheel[place].add(alarm)
         except KeyError:
-            self._wheel[place] = {limit}
+            self._wheel[place] = {alarm}
 
-    def end(self, limit: Expiring) -> None:
-        """Watch it no more."""
-        bucket = self._wheel.get(limit.place)
+    def clear(self, alarm: Alarm) -> None:
+        """Forget an alarm; harmless if it is not set."""
+        bucket = self._wheel.get(alarm.place)
         if bucket is not None:
-            bucket.discard(limit)
+            bucket.discard(alarm)
             if not bucket:
-                del self._wheel[limit.place]
-        limit.place = 0
+                del self._wheel[alarm.place]
+        alarm.place = 0
 
     def _start_sweeping(self) -> None:
         self._sweeping = True
@@ -67,7 +66,7 @@ class Deadlines:
         self._sweep_later()
 
     def _sweep_later(self) -> None:
-        """Sweep when the next place is due, and surely not a moment before."""
+        """Schedule a sweep for when the next place is due, and surely not before."""
         due = (self._swept + 1) / _SWEEPS_A_SECOND
         self._loop.call_at(due + _CLOCK_STEP_S, self._sweep)
 
@@ -76,14 +75,14 @@ class Deadlines:
         first, self._swept = self._swept + 1, now
         for place in range(first, now + 1):
             due = self._wheel.get(place)
-            while due:  # what one of them does may end another
-                limit = due.pop()
-                limit.place = 0
+            while due:  # one alarm's action may clear another
+                alarm = due.pop()
+                alarm.place = 0
                 try:
-                    limit.expire()
-                except Exception as error:  # noqa: BLE001 - the others' time is up, too
+                    alarm.expire()
+                except Exception as error:  # noqa: BLE001 - the others are due as well
                     self._loop.call_exception_handler(
-                        {"message": "a limit could not be kept", "exception": error}
+                        {"message": "a time limit failed", "exception": error}
                     )
             self._wheel.pop(place, None)
         if self._wheel:
@@ -92,40 +91,36 @@ class Deadlines:
             self._sweeping = False
 
 
-_deadlines: Final = PerLoop(Deadlines)
-deadlines_of: Final = _deadlines.of
-
-
 class Limit:
     """``with Limit(deadlines, seconds):`` raises TimeoutError when the body takes longer.
 
-    The limit is reached at *seconds*, or up to SWEEP_S and a clock's step later.  For strands and
-    Tasks.
+    It fires at *seconds*, or up to SWEEP_S and a step of the clock later.  It works in fibers and
+    in Tasks.
     """
 
     __slots__ = (
         "_cancelling",
         "_deadlines",
         "_expired",
-        "_strand",
+        "_fiber",
         "_task",
         "at",
         "place",
     )
 
     def __init__(self, deadlines: Deadlines, seconds: float) -> None:
-        """Set the limit; it runs from here."""
+        """Set the limit, which runs from now."""
         self._deadlines = deadlines
         self._expired = False
         self.at = deadlines.time() + seconds
         self.place = 0
 
     def __enter__(self) -> "Limit":
-        """Begin: who runs now is who will be interrupted."""
-        self._strand: Strand | None = running()
-        if self._strand is None:
+        """Begin; the coroutine that enters is the one that will be interrupted."""
+        self._fiber: Fiber | None = current_fiber()
+        if self._fiber is None:
             self._note_task()
-        self._deadlines.begin(self)
+        self._deadlines.set(self)
         return self
 
     def _note_task(self) -> None:
@@ -135,10 +130,10 @@ class Limit:
         self._cancelling = task.cancelling()
 
     def expire(self) -> None:
-        """Interrupt who waits."""
+        """Interrupt the waiting coroutine."""
         self._expired = True
-        if self._strand is not None:
-            self._strand.throw(asyncio.CancelledError())
+        if self._fiber is not None:
+            self._fiber.interrupt(asyncio.CancelledError())
         else:
             self._task.cancel()
 
@@ -148,11 +143,11 @@ class Limit:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End; turn our own interruption into TimeoutError, and nobody else's."""
+        """End.  Turn our own interruption, and no other, into TimeoutError."""
         if not self._expired:
-            self._deadlines.end(self)
+            self._deadlines.clear(self)
             return
-        if self._strand is None and self._task.uncancel() > self._cancelling:
+        if self._fiber is None and self._task.uncancel() > self._cancelling:
             return
         if kind is asyncio.CancelledError:
             raise TimeoutError from error

@@ -1,12 +1,15 @@
-"""A coroutine that goes on at once, inside the callback that it waited for.
+"""Coroutines that are resumed synchronously from the callback that completes their wait.
 
-A session reads as its phases in order because it is a coroutine.  As an asyncio Task each of its
-waits would cost a Future, a call scheduled, and a turn of the loop: more than the work between two
-waits.  A strand is resumed by whoever has what it waits for, directly.  What waits (a connection's
-``receive``, a ``Limit``) asks ``running()``, and so works in a strand and in a Task alike; what
-needs a Task of its own goes through ``in_task``.
+A session reads as its phases in order because it is a coroutine.  As an asyncio Task, each of its
+waits would cost a Future, a scheduled call and a turn of the event loop, which is more than the
+work between two waits.  A fiber is resumed directly by the code that has what it waits for.
 
-Whoever resumes a strand does so as its last act, for anything may have happened when that returns.
+Code that waits (``Connection.receive``, ``Limit``) calls ``get_waiter`` and so works in a fiber
+and in a Task alike.  A coroutine that needs a real Task, because it waits for a Future, goes
+through ``run_in_task``.
+
+A caller wakes a fiber as the last thing it does: when ``wake`` returns, anything may have
+happened.
 """
 
 import asyncio
@@ -16,23 +19,23 @@ from typing import Any, Final, Protocol, TypeVar
 T = TypeVar("T")
 
 
-class Sleeper(Protocol):
-    """What waits: a strand, or a stand-in for a Task."""
+class Waiter(Protocol):
+    """The waiting side of one wait: a fiber, or a stand-in for a Task."""
 
-    def resume(self) -> None:
-        """Wake it; once too often is harmless, but not while it is at work."""
+    def wake(self) -> None:
+        """Resume it.  An extra call is harmless, but not while the fiber itself is running."""
 
-    def pause(self) -> Awaitable[None]:
-        """Wait to be resumed.  Look again at what was waited for: others may have done it."""
+    def wait(self) -> Awaitable[None]:
+        """Wait for ``wake``.  It may come for another reason, so check your condition again."""
 
 
 class _Pause:
-    """What a strand waits for: it is given control back once, and goes on when resumed."""
+    """What a fiber awaits: it yields once and continues when the fiber is woken."""
 
     __slots__ = ()
 
     def __await__(self) -> Generator[None, None, None]:
-        # Any iterator will do (PEP 492), and this one is C.
+        # Any iterator will do (PEP 492), and a tuple's is implemented in C.
         return iter(_ONCE)  # type: ignore[return-value]
 
 
@@ -40,70 +43,78 @@ _ONCE: Final = (None,)
 _PAUSE: Final = _Pause()
 
 
-class Strand:
-    """A coroutine, and where it stands."""
+class Fiber:
+    """A coroutine that runs until its next wait each time it is woken."""
 
     __slots__ = ("_coroutine", "_on_end")
 
     def __init__(
         self,
-        routine: Coroutine[Any, None, None],
+        coroutine: Coroutine[Any, None, None],
         on_end: Callable[[BaseException | None], None],
     ) -> None:
-        """Begin with the first ``resume``; *on_end* hears of the end, and of what it raised."""
-        self._coroutine: Coroutine[Any, None, None] | None = routine
+        """Prepare the fiber; the first ``wake`` starts it.
+
+        *on_end* is called once, with the exception that ended the coroutine, or None.
+        """
+        self._coroutine: Coroutine[Any, None, None] | None = coroutine
         self._on_end = on_end
 
-    def resume(self) -> None:
-        """Go on up to the next wait."""
+    def wake(self) -> None:
+        """Run the coroutine up to its next wait."""
         if self._coroutine is not None:
             self._step(self._coroutine.send, None)
 
-    def throw(self, error: BaseException) -> None:
-        """Raise *error* in the coroutine, where it waits."""
+    def interrupt(self, error: BaseException) -> None:
+        """Raise *error* in the coroutine at the point where it waits."""
         if self._coroutine is not None:
             self._step(self._coroutine.throw, error)
 
-    def _step(self, go_on: Callable[[Any], object], value: object) -> None:
-        global _running
-        before, _running = _running, self
+    def _step(self, run: Callable[[Any], object], value: object) -> None:
+        global _current
+        before, _current = _current, self
         try:
-            if go_on(value) is not None:
-                raise RuntimeError("a strand cannot wait for a Future; in_task() can")
+            if run(value) is not None:
+                raise RuntimeError("a fiber cannot await a Future; use run_in_task()")
         except StopIteration:
             self._end(None)
-        except BaseException as error:  # noqa: BLE001 - as a Task would: somebody looks at it
+        except BaseException as error:  # noqa: BLE001 - as in a Task; on_end looks at it
             self._end(error)
         finally:
-            _running = before
+            _current = before
 
-    def pause(self) -> Awaitable[None]:
-        """Wait to be resumed; for the strand's own coroutine."""
+    def wait(self) -> Awaitable[None]:
+        """Wait to be woken; only the fiber's own coroutine may call this."""
         return _PAUSE
 
     @property
     def is_running(self) -> bool:
-        """Tell whether its own coroutine is at work now: it, and none that it resumed."""
-        return _running is self
+        """True while its own coroutine runs, and not one that it has woken."""
+        return _current is self
 
     def _end(self, error: BaseException | None) -> None:
         self._coroutine = None
         self._on_end(error)
 
-    def _resume_for(self, _: object) -> None:
-        self.resume()
+    def _wake_after(self, _: object) -> None:
+        self.wake()
 
 
-_running: Strand | None = None
+_current: Fiber | None = None
 
 
-def running() -> Strand | None:
-    """Return the strand that runs now; None in a Task, or outside of both."""
-    return _running
+def current_fiber() -> Fiber | None:
+    """Return the fiber that is running; None in a Task and outside of both."""
+    return _current
 
 
-class TaskSleeper:
-    """Lets a Task wait as a strand does."""
+def get_waiter(loop: asyncio.AbstractEventLoop) -> Waiter:
+    """Return what the calling coroutine waits with, in a fiber or in a Task of *loop*."""
+    return _current or TaskWaiter(loop)
+
+
+class TaskWaiter:
+    """Lets a Task wait in the same way as a fiber."""
 
     __slots__ = ("_future",)
 
@@ -111,32 +122,36 @@ class TaskSleeper:
         """Prepare for one wait."""
         self._future = loop.create_future()
 
-    def resume(self) -> None:
-        """Wake the Task."""
+    def wake(self) -> None:
+        """Resume the Task."""
         if not self._future.done():
             self._future.set_result(None)
 
-    async def pause(self) -> None:
-        """Wait to be resumed."""
+    async def wait(self) -> None:
+        """Wait for ``wake``."""
         await self._future
 
 
-async def in_task(
-    loop: asyncio.AbstractEventLoop, routine: Coroutine[Any, Any, T]
+async def run_in_task(
+    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]
 ) -> T:
-    """Run *routine* as a Task, and wait for its result; who is interrupted cancels it."""
-    strand = _running
-    if strand is None:
-        return await routine
-    task = loop.create_task(routine)
-    task.add_done_callback(strand._resume_for)
+    """Run *coroutine* as a Task and return its result.
+
+    If the caller is interrupted, the Task is cancelled.
+    """
+    fiber = _current
+    if fiber is None:
+        return await coroutine
+    task = loop.create_task(coroutine)
+    task.add_done_callback(fiber._wake_after)
     try:
         while not task.done():
-            await strand.pause()
+            await fiber.wait()
         return task.result()
     finally:
-        task.remove_done_callback(strand._resume_for)
+        task.remove_done_callback(fiber._wake_after)
         if not task.done():
             task.cancel()
         elif not task.cancelled():
-            task.exception()  # we were interrupted, perhaps, and nobody else looks at it
+            # Mark its exception as seen: we may have been interrupted and never look at it.
+            task.exception()

@@ -1,13 +1,18 @@
-"""One epoll set for the sockets of all sessions; the event loop sees it as one descriptor.
+"""The runtime of all sessions: one epoll set, one clock and one timer wheel.
 
-The loop's own ``add_reader`` costs system calls each time it is added, removed or paused, which a
-session does a dozen times.  Here a socket is registered once, for edges: what becomes readable or
-writable is told once, and whoever is told goes on until there is nothing more; a reset too is an
-edge, and what came before it is read first.  So pausing, resuming and closing cost no system call.
+A process makes one ``Reactor`` and hands it down.  The event loop sees it as a single descriptor.
 
-A turn has three steps: all edges are told; then runs what was put off until they are (``soon``);
-then everybody sends what he has to send (``flush_later``).  When many sessions are busy at once,
-the kernel's part of sending so runs many times in a row, and who receives is woken once for many.
+The loop's own ``add_reader`` costs an epoll_ctl each time a reader is added, removed or paused,
+and a session does that a dozen times.  Here a socket is registered once, edge-triggered: the
+kernel reports once that it became readable or writable, and its owner then works until nothing is
+left.  A reset is an edge as well, and what came before it is read first.  So pausing, resuming
+and closing cost no system call.
+
+A turn has three steps.  First, each owner is notified of its socket's events.  Then the calls
+that were postponed until after that run (``call_after_events``).  Finally, every connection
+flushes its pending output (``flush_later``).  So when many sessions are busy, the kernel's part
+of sending runs many times in a row, and a receiver is woken once for several packets.
+
 Source: epoll(7), "Level-triggered and edge-triggered".
 """
 
@@ -16,7 +21,8 @@ import select
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from proxyshim.net.per_loop import PerLoop
+from proxyshim.net.deadlines import Deadlines, Limit
+from proxyshim.net.fiber import Waiter, get_waiter
 
 READABLE: Final = select.EPOLLIN
 WRITABLE: Final = select.EPOLLOUT
@@ -28,71 +34,106 @@ _EVENTS_A_TURN: Final = 256
 
 
 class Watched(Protocol):
-    """Who hears of a socket's edges."""
+    """The owner of a watched socket."""
 
-    def on_edge(self, events: int) -> None:
+    def on_events(self, events: int) -> None:
         """Take READABLE, WRITABLE and ENDED, in any combination."""
+
+    def close(self) -> None:
+        """Close the socket at once: the reactor is closing."""
 
 
 class Sender(Protocol):
-    """Who has something to send at the end of a turn."""
+    """Something with output to send at the end of a turn."""
 
     def flush(self) -> None:
         """Send it."""
 
 
-class Poller:
-    """The set of one event loop."""
+class Reactor:
+    """The epoll set, the clock and the timer wheel of one event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Join *loop*."""
-        self._loop = loop
+        """Join *loop*.  Raises OSError when there is no descriptor left."""
+        self.loop = loop
+        self.time = loop.time
+        self.deadlines = Deadlines(loop)
         self._epoll = select.epoll()
         self._watched: dict[int, Watched] = {}
-        self._turning = False
-        # In this turn: the new descriptors, what was put off, and who is to send.
+        self._in_turn = False
+        # Of this turn: new descriptors, postponed calls, and connections with output.
         self._added: set[int] = set()
-        self._put_off: list[Callable[[], None]] = []
+        self._postponed: list[Callable[[], None]] = []
         self._senders: list[Sender] = []
         loop.add_reader(self._epoll.fileno(), self._turn)
 
-    def add(self, descriptor: int, watched: Watched) -> None:
-        """Watch a socket; the state that it has already is told as the first edge.
+    def close(self) -> None:
+        """Leave the loop.  Close what is left: connections that linger in the background."""
+        for owner in list(self._watched.values()):
+            owner.close()
+        self.loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
 
-        Raises OSError when the kernel watches too much already.
+    # Time.
+
+    def limit(self, seconds: float) -> Limit:
+        """Return a time limit for a ``with`` block, which raises TimeoutError."""
+        return Limit(self.deadlines, seconds)
+
+    def get_waiter(self) -> Waiter:
+        """Return what the calling coroutine waits with."""
+        return get_waiter(self.loop)
+
+    # Sockets.
+
+    def watch(self, descriptor: int, owner: Watched) -> None:
+        """Notify *owner* of a socket's events; its present state counts as the first ones.
+
+        Raises OSError when the kernel watches too many already.
         """
         self._epoll.register(descriptor, _EDGES)
-        self._watched[descriptor] = watched
+        self._watched[descriptor] = owner
         self._added.add(descriptor)
 
+    def replace(self, descriptor: int, owner: Watched) -> None:
+        """Notify *owner* of the events of a watched socket from now on."""
+        self._watched[descriptor] = owner
+
     def forget(self, descriptor: int) -> None:
-        """Watch a socket no more: it is about to be closed, which takes it out of the set."""
+        """Stop watching a socket that is about to be closed, which removes it from the set."""
         self._watched.pop(descriptor, None)
 
-    def soon(self, callback: Callable[[], None]) -> None:
-        """Call back when the edges of this turn are told; outside of one, a moment later."""
-        if self._turning:
-            self._put_off.append(callback)
+    def release(self, descriptor: int) -> None:
+        """Stop watching a socket that stays open: somebody else takes it over."""
+        if self._watched.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
+
+    # Turns.
+
+    def call_after_events(self, callback: Callable[[], None]) -> None:
+        """Call back after this turn's events; outside of a turn, a moment later."""
+        if self._in_turn:
+            self._postponed.append(callback)
         else:
-            self._loop.call_soon(callback)
+            self.loop.call_soon(callback)
 
     def flush_later(self, sender: Sender) -> bool:
-        """Have *sender* flush at the end of this turn; False when there is none."""
-        if self._turning:
+        """Have *sender* flush at the end of this turn; return False outside of a turn."""
+        if self._in_turn:
             self._senders.append(sender)
-        return self._turning
+        return self._in_turn
 
     def _turn(self) -> None:
-        self._turning = True
+        self._in_turn = True
         self._added.clear()
-        self._tell_edges()
-        for callback in self._put_off:  # which may put off more
+        self._dispatch_events()
+        for callback in self._postponed:  # which may postpone more
             try:
                 callback()
             except Exception as error:  # noqa: BLE001 - as below
                 self._report(error)
-        self._put_off.clear()
-        self._turning = False
+        self._postponed.clear()
+        self._in_turn = False
         senders, self._senders = self._senders, []
         for sender in senders:
             try:
@@ -100,23 +141,19 @@ class Poller:
             except Exception as error:  # noqa: BLE001 - as below
                 self._report(error)
 
-    def _tell_edges(self) -> None:
+    def _dispatch_events(self) -> None:
         find, added = self._watched.get, self._added
         for descriptor, events in self._epoll.poll(0, _EVENTS_A_TURN):
-            # One that was told may have closed another of them, and a socket opened then may
-            # have got that one's number: what was found is not about the new one.
-            if descriptor in added or (watched := find(descriptor)) is None:
+            # An owner notified earlier in this turn may have closed another of these sockets, and
+            # a socket opened since may have its number: then the events are not about the new one.
+            if descriptor in added or (owner := find(descriptor)) is None:
                 continue
             try:
-                watched.on_edge(events)
-            except Exception as error:  # noqa: BLE001 - the others' edges are told only once
+                owner.on_events(events)
+            except Exception as error:  # noqa: BLE001 - the other owners see their edges only once
                 self._report(error)
 
     def _report(self, error: Exception) -> None:
-        self._loop.call_exception_handler(
+        self.loop.call_exception_handler(
             {"message": "a socket's owner failed", "exception": error}
         )
-
-
-_pollers: Final = PerLoop(Poller)
-poller_of: Final = _pollers.of

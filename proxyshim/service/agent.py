@@ -4,10 +4,9 @@ import asyncio
 import time
 from typing import Final
 
-from proxyshim.addresses import SocketName
-from proxyshim.backend.dialogue import BackendLimits, dial, greet
+from proxyshim.backend.dial import Dial
+from proxyshim.conveyance.contract import Conveyance
 from proxyshim.errors import BackendError
-from proxyshim.smtp.xclient import offers_identity
 
 # HAProxy asks every two seconds by default, and gives an answer as long.
 ANSWER_WITHIN_S: Final = 1.5
@@ -17,10 +16,10 @@ _FRESH_S: Final = 1.0
 class BackendHealth:
     """The state of one backend, as an agent check asks for it."""
 
-    def __init__(self, backend: SocketName, limits: BackendLimits) -> None:
+    def __init__(self, conveyance: Conveyance, dial: Dial) -> None:
         """Ask nothing yet."""
-        self._backend = backend
-        self._limits = limits
+        self._conveyance = conveyance
+        self._dial = dial
         self._asking: asyncio.Task[bool] | None = None
         self._known = False
         self._known_at = float("-inf")
@@ -42,12 +41,6 @@ class BackendHealth:
     async def _ask(self) -> bool:
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S):
-                backend = await dial(self._backend, self._limits)
-                try:
-                    offered = await greet(backend, self._limits)
-                    backend.connection.send(b"QUIT\r\n")
-                finally:
-                    backend.connection.close_in_background()
+                return await self._conveyance.is_up(self._dial)
         except (BackendError, TimeoutError):
             return False
-        return offers_identity(offered.get(b"XCLIENT"))

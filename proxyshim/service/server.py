@@ -15,19 +15,23 @@ from typing import Final
 import structlog
 
 from proxyshim.addresses import Address, Endpoint, read_socket_address, read_socket_name
-from proxyshim.backend.dialogue import BackendLimits, ip_addresses
+from proxyshim.backend.dial import BackendLimits, Dial
 from proxyshim.config import Config
+from proxyshim.conveyance import BY_NAME
 from proxyshim.errors import ConfigError, Reason
 from proxyshim.limits import OUT_OF_DESCRIPTORS, RateLimit, Shares
 from proxyshim.metrics import HEARTBEAT_S, Metrics, MetricsServer
 from proxyshim.names import Resolver, ResolverSettings
+from proxyshim.net.closing import close_gently
 from proxyshim.net.connection import Connection
-from proxyshim.net.reactor import poller_of
+from proxyshim.net.reactor import Reactor
 from proxyshim.service.agent import BackendHealth
 from proxyshim.service.sandbox import find_forbidden
 from proxyshim.service.sockets import ListeningSocket, SocketSource
 from proxyshim.service.systemd import has_manager
-from proxyshim.session.session import ORDINARY, Service, Session
+from proxyshim.session.ending import ENDINGS, Reports
+from proxyshim.session.session import Session
+from proxyshim.session.shared import Shared
 from proxyshim.session.trust import Trust
 from proxyshim.smtp import replies
 from proxyshim.throttle import Throttle
@@ -63,13 +67,14 @@ class Server:
         self._config = config  # what was opened goes by it until the end
         self._log = structlog.get_logger()
         self._loop: asyncio.AbstractEventLoop
+        self._reactor: Reactor
         self.metrics = Metrics()
         self._resolver = Resolver(_resolver_settings(config), self.metrics)
         self._throttle = Throttle()
         self._shares = Shares()
         self._rate = RateLimit(0)
         self._max_sessions = 0
-        self._services: dict[str, Service] = {}
+        self._shared: dict[str, Shared] = {}
         self._backend_addresses: dict[str, frozenset[Address]] = {}
         self._health: dict[str, BackendHealth] = {}
         self._accepting: list[_Accepting] = []
@@ -94,7 +99,7 @@ class Server:
     async def start(self) -> None:
         """Open all listeners, or none.  Raises ConfigError."""
         self._loop = asyncio.get_running_loop()
-        poller_of(self._loop)  # now, while there are descriptors
+        self._reactor = Reactor(self._loop)
         source = SocketSource()
         try:
             self._open_sockets(source)
@@ -157,25 +162,31 @@ class Server:
         """Have the sessions that begin from now on go by *config*."""
         served = {each.listener for each in self._accepting}
         listeners = [each for each in config.listeners if each.settings.name in served]
-        addresses = [await ip_addresses(each.backend) for each in listeners]
-        # Nothing is waited for from here on: all or nothing.
-        for listener, its_addresses in zip(listeners, addresses, strict=True):
+        dials = [
+            Dial(self._reactor, each.backend, BackendLimits.from_listener(each))
+            for each in listeners
+        ]
+        addresses = [await each.ip_addresses() for each in dials]
+        # Nothing is awaited from here on: all or nothing.
+        for listener, dial, its_addresses in zip(
+            listeners, dials, addresses, strict=True
+        ):
             name = listener.settings.name
+            conveyance = BY_NAME[listener.settings.convey]
             self._backend_addresses[name] = its_addresses
-            self._services[name] = Service(
+            self._shared[name] = Shared(
                 listener,
                 Trust(
                     listener.untrusted_claims, listener.believed_claims, its_addresses
                 ),
-                self.metrics,
+                dial,
+                conveyance,
+                Reports(name, str(listener.backend), self.metrics, self._throttle),
                 self._resolver if listener.settings.resolve else None,
                 self._shares,
                 config.limits.sessions_per_client,
-                self._throttle,
             )
-            self._health[name] = BackendHealth(
-                listener.backend, BackendLimits.of(listener)
-            )
+            self._health[name] = BackendHealth(conveyance, dial)
             self.metrics.note_allowlist(name, len(listener.allowlist))
         self._max_sessions = _session_limit(config)
         self._rate = RateLimit(config.limits.connections_per_s)
@@ -221,7 +232,7 @@ class Server:
                 "source": each.source,
                 "count": each.count,
             }
-            if each.reason in ORDINARY:
+            if ENDINGS[Reason(each.reason)].level == "info":
                 self._log.info("events_suppressed", **story)
             else:
                 self._log.warning("events_suppressed", **story)
@@ -282,8 +293,8 @@ class Server:
             self._shed(sock, limit)
             return
         session = Session(
-            self._services[at.listener],
-            Connection(self._loop, sock, may_be_readable=True),
+            self._shared[at.listener],
+            Connection(self._reactor, sock, may_be_readable=True),
             peer,
             f"{self._run}-{next(self._numbers)}",
         )
@@ -318,14 +329,14 @@ class Server:
         ):
             _say_and_close(sock, replies.TOO_MANY)
             return
-        connection = Connection(self._loop, sock, may_be_readable=True)
+        connection = Connection(self._reactor, sock, may_be_readable=True)
         connection.send(replies.TOO_MANY)
-        task = self._loop.create_task(connection.close_gently())
+        task = self._loop.create_task(close_gently(connection))
         self._shed_at_leisure.add(task)
         task.add_done_callback(self._shed_at_leisure.discard)
 
     def _note_shed(self, reason: Reason) -> None:
-        self.metrics.refusals[reason] += 1
+        self.metrics.count_refusal(reason)
         if self._throttle.admits(reason, "all", time.monotonic()):
             self._log.error(
                 "connection_shed", reason=reason, sessions=len(self._sessions)
@@ -406,10 +417,10 @@ class Server:
         self, listener: str, sock: socket.socket, peer: Endpoint | None
     ) -> None:
         """Answer listed hosts; others get nothing, and nothing of ours is kept for them."""
-        if not self._services[listener].is_listed(peer):
+        if not self._shared[listener].is_listed(peer):
             sock.close()
             return
-        connection = Connection(self._loop, sock)
+        connection = Connection(self._reactor, sock)
         task = self._loop.create_task(self._answer_agent(listener, connection))
         self._agents.add(task)
         task.add_done_callback(self._agents.discard)
@@ -427,7 +438,7 @@ class Server:
             if time.monotonic() - self._started_at < _SAY_READY_S:
                 words += b" ready"
         connection.send(words + b"\n")
-        await connection.close_gently()
+        await close_gently(connection)
 
     # The end.
 
@@ -453,6 +464,7 @@ class Server:
         self._tell_suppressed(math.inf)
         await self._resolver.close()
         self._close_sockets()
+        self._reactor.close()
         self._log.info("service_stopped")
 
     def _close_listeners(self) -> None:

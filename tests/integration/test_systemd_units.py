@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 from proxyshim.config import ListenerSettings
-from proxyshim.session.relay import FINAL_REPLY_S
+from proxyshim.session.timing import FINAL_REPLY_S
 from tests.integration.lab.needs import find_program
 from tests.integration.lab.service import UNITS
 

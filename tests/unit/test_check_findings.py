@@ -4,12 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from proxyshim import config
 from proxyshim.addresses import Address, SocketName, read_socket_name
-from proxyshim.backend.dialogue import BackendLimits
+from proxyshim.backend.dial import BackendLimits, Dial
 from proxyshim.check.answers import (
     STRANGER,
     STRANGER_V6,
@@ -25,6 +26,7 @@ from proxyshim.check.verdicts import judge, service_line
 from proxyshim.config import Config
 from proxyshim.errors import BackendError, Reason
 from proxyshim.findings import Finding, Severity, exit_status, summary
+from proxyshim.net.reactor import Reactor
 from proxyshim.smtp.replies import Reply
 
 OK, NOTE, WARNING, ERROR, UNSAFE = Severity
@@ -251,7 +253,9 @@ def backend(tmp_path: Path) -> Backend:
     """Return a backend with two listeners, the second with allow_plaintext_auth."""
     listeners = load(tmp_path, "", "allow_plaintext_auth = true").listeners
     limits = BackendLimits("shim.example", 5.0, 60.0)
-    return Backend(SocketName(host="127.0.0.1", port=10025), limits, listeners, CLAIMS)
+    name = SocketName(host="127.0.0.1", port=10025)
+    dial = Dial(cast("Reactor", None), name, limits)  # verdicts connect nowhere
+    return Backend(name, dial, listeners, CLAIMS)
 
 
 def judged(row: Row, tmp_path: Path) -> list[Finding]:

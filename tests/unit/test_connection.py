@@ -1,4 +1,4 @@
-"""A connection sends at the end of the poller's turn, and loses nothing by that."""
+"""A connection sends at the end of the reactor's turn, and loses nothing by it."""
 
 import asyncio
 import socket
@@ -7,21 +7,23 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
+from proxyshim.net.closing import close_gently
 from proxyshim.net.connection import Connection
+from proxyshim.net.reactor import Reactor
 
 LIMIT_S = 5
 MUCH = b"x" * 10_000_000  # more than a socket's buffer takes
 
 
 def in_a_turn(act: Callable[[Connection, socket.socket], None]) -> None:
-    """Have *act* called in the middle of a turn, with a connection and its other end."""
+    """Call *act* in the middle of a turn, with a connection and its other end."""
 
     async def run() -> None:
         acted = asyncio.Event()
         near, far = socket.socketpair()
         near.setblocking(False)
         far.settimeout(LIMIT_S)
-        connection = Connection(asyncio.get_running_loop(), near)
+        connection = Connection(Reactor(asyncio.get_running_loop()), near)
 
         def act_once(_: bytes) -> None:
             act(connection, far)
@@ -39,11 +41,11 @@ def in_a_turn(act: Callable[[Connection, socket.socket], None]) -> None:
 
 
 def ignore() -> None:
-    """Take no notice of a backlog."""
+    """Ignore a backlog."""
 
 
 def refuse(what: object) -> None:
-    """Fail, for nothing should come here."""
+    """Fail: nothing should come here."""
     pytest.fail(f"came too early: {what!r}")
 
 
@@ -100,53 +102,66 @@ def test_what_is_sent_in_a_turn_arrives(
     in_a_turn(act)
 
 
-def test_a_backlog_that_comes_about_at_the_end_of_a_turn_is_told() -> None:
-    """Or the other side of a relay would be read on."""
+def test_a_backlog_that_appears_at_the_end_of_a_turn_is_reported() -> None:
+    """Otherwise a relay would go on reading the other side."""
 
     async def run() -> None:
-        told = asyncio.Event()
+        reported = asyncio.Event()
         near, far = socket.socketpair()
         near.setblocking(False)
-        connection = Connection(asyncio.get_running_loop(), near)
+        connection = Connection(Reactor(asyncio.get_running_loop()), near)
 
         def send_much(_: bytes) -> None:
             connection.send(MUCH)
             assert connection.backlog_octets == 0
-            connection.stop_callbacks()
-            connection.start_reading(refuse, refuse, told.set)
+            connection.stop_reading()
+            connection.start_reading(refuse, refuse, reported.set)
 
         with far:
             connection.start_reading(send_much, refuse, ignore)
             far.send(b"now")
             async with asyncio.timeout(LIMIT_S):
-                await told.wait()
+                await reported.wait()
             assert 0 < connection.backlog_octets < len(MUCH)
             connection.close()
 
     uvloop.run(run())
 
 
-def test_a_close_in_the_background_is_one_however_often_it_is_asked_for() -> None:
-    """Two would wait for the same edges, and one of them in vain."""
+# What the contract of streams allows besides (net/stream.py).
 
+
+def test_peek_leaves_the_bytes_unread_and_an_exact_read_leaves_the_rest() -> None:
     async def run() -> None:
         near, far = socket.socketpair()
         near.setblocking(False)
-        connection = Connection(asyncio.get_running_loop(), near)
-        before = limits_in(connection)
+        connection = Connection(Reactor(asyncio.get_running_loop()), near)
         with far:
-            connection.close_in_background()
-            connection.close_in_background()
-            assert limits_in(connection) == before + 1
+            assert connection.peek(10) is None
+            far.send(b"PROXY UNKNOWN\r\nEHLO client.test\r\n")
+            assert connection.peek(5) == b"PROXY"
+            assert connection.receive_now(15) == b"PROXY UNKNOWN\r\n"
+            assert connection.octets_received == 15
+            assert connection.peek(100) == b"EHLO client.test\r\n"
+            assert await connection.receive() == b"EHLO client.test\r\n"
             far.shutdown(socket.SHUT_WR)
-            async with asyncio.timeout(LIMIT_S):
-                while not connection.closed:  # noqa: ASYNC110 - nobody tells of it
-                    await asyncio.sleep(0)
-        assert limits_in(connection) == before
+            assert await connection.receive() == b""
+            connection.close()
 
     uvloop.run(run())
 
 
-def limits_in(connection: Connection) -> int:
-    """Count the limits that run now."""
-    return sum(map(len, connection.deadlines._wheel.values()))
+def test_a_detached_socket_is_neither_watched_nor_closed() -> None:
+    async def run() -> None:
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        connection = Connection(Reactor(asyncio.get_running_loop()), near)
+        with far, connection.detach() as given:
+            assert connection.closed
+            far.send(b"for the new owner")
+            await close_gently(connection)  # must not discard what is not ours any more
+            assert given.recv(100) == b"for the new owner"
+            given.send(b"and back")
+            assert far.recv(100) == b"and back"
+
+    uvloop.run(run())

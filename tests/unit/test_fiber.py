@@ -1,4 +1,4 @@
-"""A strand goes on inside the callback that resumes it; what waits in it works in a Task too."""
+"""A fiber is resumed inside the callback that wakes it; code that waits works in a Task too."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 import uvloop
 
-from proxyshim.net.fiber import Strand, TaskSleeper, in_task, running
+from proxyshim.net.fiber import Fiber, TaskWaiter, current_fiber, run_in_task
 
 LIMIT_S = 5
 
 
 class Ends:
-    """Collects what strands came to."""
+    """Collects how fibers ended."""
 
     def __init__(self) -> None:
         self.all: list[BaseException | None] = []
 
-    def strand(self, routine: Coroutine[Any, None, None]) -> Strand:
-        return Strand(routine, self.all.append)
+    def fiber(self, coroutine: Coroutine[Any, None, None]) -> Fiber:
+        return Fiber(coroutine, self.all.append)
 
 
 @pytest.fixture
@@ -27,99 +27,101 @@ def ends() -> Ends:
     return Ends()
 
 
-def here() -> Strand:
-    strand = running()
-    assert strand is not None
-    return strand
+def here() -> Fiber:
+    fiber = current_fiber()
+    assert fiber is not None
+    return fiber
 
 
-def test_it_goes_on_before_resume_returns(ends: Ends) -> None:
+def test_a_fiber_continues_before_wake_returns(ends: Ends) -> None:
     steps: list[str] = []
 
     async def work() -> None:
-        steps.append("begun")
-        await here().pause()
-        steps.append("gone on")
+        steps.append("started")
+        await here().wait()
+        steps.append("continued")
 
-    strand = ends.strand(work())
+    fiber = ends.fiber(work())
     assert steps == []
-    strand.resume()
-    assert (steps, ends.all) == (["begun"], [])
-    strand.resume()
-    assert (steps, ends.all) == (["begun", "gone on"], [None])
+    fiber.wake()
+    assert (steps, ends.all) == (["started"], [])
+    fiber.wake()
+    assert (steps, ends.all) == (["started", "continued"], [None])
 
 
-def test_its_end_is_told_once(ends: Ends) -> None:
+def test_the_end_of_a_fiber_is_reported_once(ends: Ends) -> None:
     async def work() -> None:
         pass
 
-    strand = ends.strand(work())
-    strand.resume()
-    strand.resume()
-    strand.throw(ValueError())
+    fiber = ends.fiber(work())
+    fiber.wake()
+    fiber.wake()
+    fiber.interrupt(ValueError())
     assert ends.all == [None]
 
 
 @pytest.mark.parametrize("error", [ValueError("odd"), asyncio.CancelledError()])
-def test_what_it_raises_is_told(ends: Ends, error: BaseException) -> None:
+def test_an_exception_in_a_fiber_is_reported(ends: Ends, error: BaseException) -> None:
     async def work() -> None:
-        await here().pause()
+        await here().wait()
         raise error
 
-    strand = ends.strand(work())
-    strand.resume()
-    strand.resume()
+    fiber = ends.fiber(work())
+    fiber.wake()
+    fiber.wake()
     assert ends.all == [error]
 
 
-def test_an_error_is_thrown_where_it_waits(ends: Ends) -> None:
+def test_an_interruption_is_raised_where_the_fiber_waits(ends: Ends) -> None:
     caught: list[BaseException] = []
 
     async def work() -> None:
         try:
-            await here().pause()
+            await here().wait()
         except asyncio.CancelledError as error:
             caught.append(error)
-        await here().pause()
+        await here().wait()
 
-    strand = ends.strand(work())
-    strand.resume()
+    fiber = ends.fiber(work())
+    fiber.wake()
     error = asyncio.CancelledError()
-    strand.throw(error)
+    fiber.interrupt(error)
     assert (caught, ends.all) == ([error], [])
-    strand.resume()
+    fiber.wake()
     assert ends.all == [None]
 
 
-def test_who_runs_is_known_through_nested_ones(ends: Ends) -> None:
-    seen: list[Strand | None] = []
+def test_current_fiber_is_right_when_fibers_nest(ends: Ends) -> None:
+    seen: list[Fiber | None] = []
 
     async def inner() -> None:
-        seen.append(running())
+        seen.append(current_fiber())
 
     async def outer() -> None:
-        seen.append(running())
-        one.resume()
-        seen.append(running())
+        seen.append(current_fiber())
+        one.wake()
+        seen.append(current_fiber())
 
-    one, other = ends.strand(inner()), ends.strand(outer())
-    other.resume()
-    seen.append(running())
+    one, other = ends.fiber(inner()), ends.fiber(outer())
+    other.wake()
+    seen.append(current_fiber())
     assert seen == [other, one, other, None]
     assert not other.is_running
 
 
-def test_it_cannot_wait_for_a_future_and_says_so(ends: Ends) -> None:
+def test_awaiting_a_future_in_a_fiber_is_an_error_that_names_run_in_task(
+    ends: Ends,
+) -> None:
     async def main() -> None:
-        ends.strand(asyncio.sleep(LIMIT_S)).resume()
+        ends.fiber(asyncio.sleep(LIMIT_S)).wake()
 
     uvloop.run(main())
     [error] = ends.all
     assert isinstance(error, RuntimeError)
-    assert "in_task" in str(error)
+    assert "run_in_task" in str(error)
 
 
-# What needs a Task of its own.
+# Coroutines that need a Task.
 
 
 async def answer() -> str:
@@ -132,48 +134,50 @@ async def failing() -> str:
     raise OSError("no answer")
 
 
-def run_in_strand(routine: Coroutine[Any, Any, str]) -> str:
-    """Return the result of ``in_task`` in a strand."""
+def run_in_fiber(coroutine: Coroutine[Any, Any, str]) -> str:
+    """Return the result of ``in_task`` in a fiber."""
 
     async def main() -> str:
         loop = asyncio.get_running_loop()
         result: asyncio.Future[str] = loop.create_future()
 
         async def work() -> None:
-            result.set_result(await in_task(loop, routine))
+            result.set_result(await run_in_task(loop, coroutine))
 
         def note(error: BaseException | None) -> None:
             if error is not None:
                 result.set_exception(error)
 
-        Strand(work(), note).resume()
+        Fiber(work(), note).wake()
         async with asyncio.timeout(LIMIT_S):
             return await result
 
     return uvloop.run(main())
 
 
-def test_a_strand_waits_for_a_task() -> None:
-    assert run_in_strand(answer()) == "an answer"
+def test_a_fiber_waits_for_a_task() -> None:
+    assert run_in_fiber(answer()) == "an answer"
 
 
-def test_a_tasks_error_reaches_the_strand() -> None:
+def test_an_error_in_a_task_reaches_the_fiber() -> None:
     with pytest.raises(OSError, match="no answer"):
-        run_in_strand(failing())
+        run_in_fiber(failing())
 
 
-def test_a_task_waits_for_what_needs_one() -> None:
+def test_run_in_task_works_in_a_task_too() -> None:
     async def main() -> str:
-        return await in_task(asyncio.get_running_loop(), answer())
+        return await run_in_task(asyncio.get_running_loop(), answer())
 
     assert uvloop.run(main()) == "an answer"
 
 
-def test_an_interrupted_strand_cancels_the_task_and_is_left_alone(ends: Ends) -> None:
+def test_an_interrupted_fiber_cancels_its_task_and_is_not_woken_by_it(
+    ends: Ends,
+) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         cancelled = loop.create_future()
-        resumed = loop.create_future()
+        woken = loop.create_future()
 
         async def forever() -> None:
             try:
@@ -184,34 +188,34 @@ def test_an_interrupted_strand_cancels_the_task_and_is_left_alone(ends: Ends) ->
 
         async def work() -> None:
             with pytest.raises(asyncio.CancelledError):
-                await in_task(loop, forever())
-            await here().pause()
-            resumed.set_result(None)
+                await run_in_task(loop, forever())
+            await here().wait()
+            woken.set_result(None)
 
-        strand = ends.strand(work())
-        strand.resume()
-        await asyncio.sleep(0)  # the Task begins
-        strand.resume()  # by mistake: it waits on
-        strand.throw(asyncio.CancelledError())
+        fiber = ends.fiber(work())
+        fiber.wake()
+        await asyncio.sleep(0)  # the Task starts
+        fiber.wake()  # a stray wake: the fiber keeps waiting
+        fiber.interrupt(asyncio.CancelledError())
         async with asyncio.timeout(LIMIT_S):
             await cancelled
         for _ in range(3):
-            await asyncio.sleep(0)  # where the Task's end would have been told
-        assert not resumed.done()
-        strand.resume()
-        assert resumed.done()
+            await asyncio.sleep(0)  # the Task's end would wake it here
+        assert not woken.done()
+        fiber.wake()
+        assert woken.done()
 
     uvloop.run(main())
     assert ends.all == [None]
 
 
-def test_a_task_sleeps_until_resumed_and_bears_a_second_time() -> None:
+def test_a_task_waits_until_woken_and_a_second_wake_is_harmless() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        sleeper = TaskSleeper(loop)
-        loop.call_soon(sleeper.resume)
-        loop.call_soon(sleeper.resume)
+        waiter = TaskWaiter(loop)
+        loop.call_soon(waiter.wake)
+        loop.call_soon(waiter.wake)
         async with asyncio.timeout(LIMIT_S):
-            await sleeper.pause()
+            await waiter.wait()
 
     uvloop.run(main())

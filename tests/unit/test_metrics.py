@@ -18,7 +18,7 @@ from proxyshim.metrics import (
     Histogram,
     Metrics,
 )
-from proxyshim.session.session import Outcome
+from proxyshim.session.record import Outcome
 
 ALERTS = Path(__file__).parent.parent.parent / "etc" / "prometheus-alerts.yml"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from proxyshim.addresses import SocketName
+from proxyshim.backend.dial import BackendAddress, Dial
 from tests.integration.scripted.conftest import OpenRig
 from tests.integration.scripted.headers import XCLIENT, v1
 from tests.integration.scripted.mta import (
@@ -197,10 +197,10 @@ def test_a_name_will_do(rig_with: OpenRig) -> None:
 def test_a_name_without_an_address_is_a_421(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def resolve(_: SocketName) -> list[tuple[int, object]]:
+    async def resolve(_: Dial) -> list[BackendAddress]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    ask_with(monkeypatch, resolve)
+    resolve_with(monkeypatch, resolve)
     assert listed(rig).last_words() == UNAVAILABLE
     failed = rig.events.wait("backend_failed", reason="backend_unreachable")
     assert failed["detail"] == f"{rig.backend.name}: Name or service not known"
@@ -257,19 +257,19 @@ def test_a_backend_without_a_live_address_is_a_421(
         assert story["duration_s"] < 2
 
 
-Resolve = Callable[[SocketName], Awaitable[list[tuple[int, object]]]]
+Resolve = Callable[[Dial], Awaitable[list[BackendAddress]]]
 
 
-def ask_with(monkeypatch: pytest.MonkeyPatch, resolve: Resolve) -> None:
-    """Let *resolve* be asked, for addresses too."""
-    monkeypatch.setattr("proxyshim.backend.dialogue._without_asking", lambda _: ())
-    monkeypatch.setattr("proxyshim.backend.dialogue.resolve", resolve)
+def resolve_with(monkeypatch: pytest.MonkeyPatch, resolve: Resolve) -> None:
+    """Replace the lookup of a backend's name by *resolve*, for addresses too."""
+    monkeypatch.setattr("proxyshim.backend.dial._known_addresses", lambda _: ())
+    monkeypatch.setattr(Dial, "_resolve", resolve)
 
 
 def resolves_to(monkeypatch: pytest.MonkeyPatch, *found: tuple[str, int]) -> None:
-    """Let every name have these addresses."""
+    """Make every name resolve to these addresses."""
 
-    async def resolve(_: SocketName) -> list[tuple[int, object]]:
-        return [(socket.AF_INET, address) for address in found]
+    async def resolve(_: Dial) -> list[BackendAddress]:
+        return [BackendAddress(socket.AF_INET, address) for address in found]
 
-    ask_with(monkeypatch, resolve)
+    resolve_with(monkeypatch, resolve)

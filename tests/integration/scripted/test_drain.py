@@ -42,7 +42,7 @@ def is_cut(rig: Rig, transaction: str) -> bool:
     return (
         (story["outcome"], story["reason"]) == ("cut", "shutdown")
         and story["level"] == "warning"
-        and story["detail"] == f"drain_timeout_s is over, in: {transaction}"
+        and story["detail"] == f"drain_timeout_s expired during: {transaction}"
         and counted["mx", "cut"] == 1
     )
 
@@ -128,7 +128,7 @@ def test_a_server_that_hangs_between_messages_holds_nobody(rig_with: OpenRig) ->
 def impatient(monkeypatch: pytest.MonkeyPatch) -> float:
     """Have some seconds of silence last less."""
     settled_s = 0.4
-    monkeypatch.setattr("proxyshim.session.relay._SETTLED_S", settled_s)
+    monkeypatch.setattr("proxyshim.session.timing._SETTLED_S", settled_s)
     return settled_s
 
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from proxyshim.backend.dialogue import OpenBackend
+from proxyshim.conveyance.contract import HandedOff, Relayed
 from proxyshim.identity import Identity
 from proxyshim.session.session import Session
 from tests.integration.scripted.conftest import OpenRig
@@ -43,7 +43,7 @@ def forbidden(rig: Rig) -> Wire:
 def test_who_writes_without_end_reads_our_reply_too(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxyshim.net.connection.LINGER_S", 0.3)
+    monkeypatch.setattr("proxyshim.net.closing.LINGER_S", 0.3)
     client = forbidden(rig)
     with suppress(ConnectionError):
         while True:
@@ -70,7 +70,7 @@ def test_a_close_is_over_when_the_peer_has_closed(rig: Rig) -> None:
 def test_a_client_that_ended_first_is_not_waited_for(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxyshim.net.connection.LINGER_S", 3600.0)
+    monkeypatch.setattr("proxyshim.net.closing.LINGER_S", 3600.0)
     client, mta = rig.relaxed_pair(v1())
     client.send(b"QUIT\r\n")
     client.finish()
@@ -135,7 +135,7 @@ def send_and_finish(mta: Mta, answer: bytes) -> None:
 def test_a_slow_reader_gets_the_answer_to_its_message(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, more: int
 ) -> None:
-    monkeypatch.setattr("proxyshim.net.connection.LINGER_S", 0.1)
+    monkeypatch.setattr("proxyshim.net.closing.LINGER_S", 0.1)
     client, _, answer = send_message_with_a_long_answer(rig)
     send_what_is_taken(client, b"x" * more)
     # Five times the limit of an ordinary close.
@@ -155,7 +155,7 @@ def send_what_is_taken(client: Wire, octets: bytes) -> None:
 def test_the_answer_is_not_held_for_ever(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxyshim.net.connection.LINGER_S", 0.1)
+    monkeypatch.setattr("proxyshim.net.closing.LINGER_S", 0.1)
     monkeypatch.setattr("proxyshim.session.session.FINAL_REPLY_S", 0.3)
     send_message_with_a_long_answer(rig)
     assert rig.story()["duration_s"] < 5
@@ -164,7 +164,7 @@ def test_the_answer_is_not_held_for_ever(
 def test_without_a_message_a_slow_reader_is_not_waited_for(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxyshim.net.connection.LINGER_S", 0.1)
+    monkeypatch.setattr("proxyshim.net.closing.LINGER_S", 0.1)
     client = slow_reader(rig)
     client.send(v1() + b"EHLO client.test\r\nHELP\r\n")
     mta = rig.accept()
@@ -328,14 +328,16 @@ def test_a_pipelined_message_counts_as_begun(rig: Rig) -> None:
 def test_a_drain_at_the_moment_of_the_greeting_says_421_alone(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = Session._open
+    convey = Session._convey
 
-    async def open_and_drain(session: Session, identity: Identity) -> OpenBackend:
-        backend = await opened(session, identity)
+    async def convey_and_drain(
+        session: Session, identity: Identity
+    ) -> Relayed | HandedOff:
+        backend = await convey(session, identity)
         session.drain()
         return backend
 
-    monkeypatch.setattr(Session, "_open", open_and_drain)
+    monkeypatch.setattr(Session, "_convey", convey_and_drain)
     client = rig.connect(LISTED)
     client.send(v1())
     mta = rig.accept()

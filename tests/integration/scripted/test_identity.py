@@ -7,7 +7,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
-from proxyshim.addresses import Address, SocketName
+from proxyshim.addresses import Address
+from proxyshim.backend.dial import Dial
 from proxyshim.net.local_addresses import is_local
 from tests.integration.lab.needs import find_program, need_root
 from tests.integration.scripted.conftest import OpenRig
@@ -162,10 +163,10 @@ def test_an_address_of_this_host_is_a_check(
 def test_an_address_of_the_backend_is_a_check(
     rig_with: OpenRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def addresses_of(backend: SocketName) -> frozenset[Address]:
+    async def addresses_of(_: Dial) -> frozenset[Address]:
         return frozenset({ip_address("203.0.113.90"), ip_address("2001:db8::90")})
 
-    monkeypatch.setattr("proxyshim.service.server.ip_addresses", addresses_of)
+    monkeypatch.setattr(Dial, "ip_addresses", addresses_of)
     rig = rig_with()
     is_a_check(rig, v1("203.0.113.90"), NOT_BELIEVED, "claim_not_believed")
     with rig.connect(LISTED) as client:
@@ -291,6 +292,7 @@ def test_who_is_distrusted_and_believed_is_distrusted(rig_with: OpenRig) -> None
 
 ASK = """
 import ipaddress, sys
+from proxyshim.backend.dial import Dial
 from proxyshim.net.local_addresses import is_local
 for text in sys.argv[1:]:
     print(text, is_local(ipaddress.ip_address(text)))

@@ -297,7 +297,7 @@ def test_a_defect_of_ours_is_a_421(rig: Rig, monkeypatch: pytest.MonkeyPatch) ->
     def fail(*_: object) -> bytes:
         raise ValueError("made up")
 
-    monkeypatch.setattr("proxyshim.backend.dialogue.xclient_command", fail)
+    monkeypatch.setattr("proxyshim.conveyance.xclient.xclient_command", fail)
     client = poisoned(rig)
     mta = rig.accept()
     mta.send(FIRST_GREETING)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from proxyshim.net.connection import Connection
 from tests.integration.scripted.conftest import OpenRig
 from tests.integration.scripted.headers import LOCAL_CHECK, v1, v2
 from tests.integration.scripted.mta import GREETING, Backend, Mta
@@ -263,8 +264,10 @@ def test_the_kernel_looks_after_silent_peers(rig_with: OpenRig, bind: str) -> No
     rig = rig_with(bind=bind)
     with connect(rig.shim.address()), rig.accept():
         [session] = rig.shim.server._sessions
+        connection = session._client
+        assert isinstance(connection, Connection)
         options = [
-            session._client._sock.getsockopt(level, option)
+            connection._sock.getsockopt(level, option)
             for level, option in (
                 (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
                 (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxyshim.errors import Reason
 from proxyshim.names import Result
-from proxyshim.session.session import Outcome
+from proxyshim.session.record import Outcome
 from tests.integration.scripted.conftest import OpenRig
 from tests.integration.scripted.headers import LOCAL_CHECK, v1, v2
 from tests.integration.scripted.shim import LISTED, STRANGER, Rig, connect

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from proxyshim.session.relay import FINAL_REPLY_S
+from proxyshim.session.timing import FINAL_REPLY_S
 from tests.integration.scripted.conftest import OpenRig
 from tests.integration.scripted.headers import v1
 from tests.integration.scripted.mta import EXTENSIONS, GREETING, OFFER, Mta
@@ -432,7 +432,7 @@ def test_activity_on_either_side_keeps_a_session_up(rig_with: OpenRig) -> None:
 def test_the_answer_to_a_message_has_its_own_limit(
     rig_with: OpenRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxyshim.session.relay.FINAL_REPLY_S", LIMIT_S)
+    monkeypatch.setattr("proxyshim.session.timing.FINAL_REPLY_S", LIMIT_S)
     rig = rig_with(idle_timeout_s=0.1)
     client, mta = relaxed_pair(rig)
     begin_content(client, mta)
@@ -446,7 +446,7 @@ def test_the_answer_to_a_message_has_its_own_limit(
 def test_the_answer_to_a_message_is_not_waited_for_for_ever(
     rig_with: OpenRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxyshim.session.relay.FINAL_REPLY_S", 0.3)
+    monkeypatch.setattr("proxyshim.session.timing.FINAL_REPLY_S", 0.3)
     rig = rig_with(idle_timeout_s=0.1)
     client, mta = relaxed_pair(rig)
     begin_content(client, mta)

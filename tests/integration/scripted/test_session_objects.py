@@ -1,29 +1,36 @@
-"""What a session is made of goes with it, and a defect in it harms no other."""
+"""A session's objects are freed with it, and a defect in one session harms no other."""
 
 import gc
 from collections.abc import Callable
 
 import pytest
 
-from proxyshim.backend.dialogue import BackendConnection, OpenBackend
+from proxyshim.backend.dialogue import BackendDialogue
+from proxyshim.conveyance.contract import Relayed
 from proxyshim.net.connection import Connection
-from proxyshim.net.fiber import Strand
+from proxyshim.net.fiber import Fiber
+from proxyshim.session.admission import Admission
+from proxyshim.session.record import SessionRecord
 from proxyshim.session.relay import Relay
 from proxyshim.session.session import Session
+from proxyshim.session.timing import RelayClock
 from proxyshim.smtp.dialogue import Dialogue
 from proxyshim.smtp.guard import Guard
 from tests.integration.scripted.headers import v1
 from tests.integration.scripted.shim import LISTED, STRANGER, Rig
 
 OF_A_SESSION = {
-    BackendConnection,
+    Admission,
+    BackendDialogue,
     Connection,
     Dialogue,
+    Fiber,
     Guard,
-    OpenBackend,
     Relay,
+    RelayClock,
+    Relayed,
     Session,
-    Strand,
+    SessionRecord,
 }
 
 
@@ -68,7 +75,7 @@ def is_of_a_session(one: object) -> bool:
 def test_a_session_leaves_nothing_for_the_garbage_collector(
     rig: Rig, live: Callable[[Rig], None]
 ) -> None:
-    """So it is freed when it ends, and the collector finds nothing to do."""
+    """So it is freed when it ends, and the collector has nothing to do."""
     gc.collect()
     of_other_tests = {id(one): one for one in gc.get_objects() if is_of_a_session(one)}
     gc.disable()

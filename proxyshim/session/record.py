@@ -1,0 +1,142 @@
+"""What is known of a session: filled by the phase that learns a fact, reported by ``ending.py``.
+
+``SessionRecord.story`` is the one place that knows the fields of the event ``session_closed``.
+"""
+
+import time
+from enum import StrEnum
+from typing import Any, Final
+
+from proxyshim.addresses import Endpoint
+from proxyshim.errors import Reason
+from proxyshim.identity import Identity
+from proxyshim.net.stream import Stream
+from proxyshim.proxy_header import ProxyHeader
+from proxyshim.smtp.guard import Guard, Mode
+
+
+class Phase(StrEnum):
+    """Where a session is, or was when it ended."""
+
+    ADMIT = "admit"
+    OPEN = "open"
+    RELAY = "relay"
+
+
+class Outcome(StrEnum):
+    """How a session ended: a label of ``proxyshim_sessions_total``."""
+
+    COMPLETED = "completed"  # the backend or the client ended it in the ordinary way
+    CHECKED = "checked"  # a health check and nothing else
+    PROBED = "probed"  # the peer disconnected without sending any SMTP command
+    REFUSED = "refused"  # we refused what the peer did
+    CLIENT_REFUSED = "client_refused"  # the MTA refused this client
+    BACKEND_FAILED = "backend_failed"
+    CLIENT_LOST = "client_lost"
+    IDLE = "idle"
+    SHUTDOWN = "shutdown"
+    CUT = "cut"  # drain_timeout_s expired in the middle of a transaction
+    FAILED = "failed"  # a defect in this program
+
+
+_OFTEN_UNKNOWN: Final = ("client", "reason", "detail", "backend_port")
+_MODE_NAMES: Final = {mode: mode.name.lower() for mode in Mode}
+
+
+class SessionRecord:
+    """The facts of one session."""
+
+    __slots__ = (
+        "_number",
+        "_opened",
+        "backend_port",
+        "detail",
+        "guard",
+        "header",
+        "identity",
+        "is_quiet",
+        "listener",
+        "outcome",
+        "peer",
+        "phase",
+        "reason",
+        "refused",
+    )
+
+    def __init__(self, number: str, listener: str, peer: Endpoint | None) -> None:
+        """Begin at accept.  *peer* is None on a unix socket."""
+        self._number = number
+        self._opened = time.monotonic()
+        self.listener = listener
+        self.peer = peer
+        self.header: ProxyHeader | None = None
+        self.identity: Identity | None = None
+        self.phase = Phase.ADMIT
+        self.outcome = Outcome.FAILED
+        self.reason: Reason | None = None
+        self.detail: str | None = None
+        # Reasons that were counted already: of the end, and of refused commands.
+        self.refused: tuple[Reason, ...] = ()
+        # True if a similar event was logged within the last minute: then log this one at debug.
+        self.is_quiet = False
+        self.backend_port: int | None = None
+        self.guard: Guard | None = None
+
+    @property
+    def age_s(self) -> float:
+        """Time since accept."""
+        return time.monotonic() - self._opened
+
+    @property
+    def is_check(self) -> bool:
+        """True if only a health check may come."""
+        return self.identity is not None and self.identity.check_only is not None
+
+    @property
+    def client(self) -> Endpoint | None:
+        """The client that the backend sees; None while unknown and in a health check."""
+        if self.identity is None or self.identity.check_only is not None:
+            return None
+        return self.identity.client
+
+    def bindings(self) -> dict[str, str]:
+        """Return what each log line of the session has."""
+        return {
+            "session": self._number,
+            "listener": self.listener,
+            "peer": str(self.peer) if self.peer else "unix",
+        }
+
+    def claim(self) -> dict[str, str]:
+        """Return the client that the header names, for a log line that needs it."""
+        source = self.header.source if self.header is not None else None
+        return {"claimed": str(source)} if source is not None else {}
+
+    def story(self, client: Stream, duration_s: float) -> dict[str, Any]:
+        """Return the fields of ``session_closed``, without those that are unknown."""
+        conveyed = self.client
+        story: dict[str, Any] = {
+            **self.bindings(),
+            "client": str(conveyed) if conveyed else None,
+            "phase": self.phase,
+            "outcome": self.outcome,
+            "reason": self.reason,
+            "detail": self.detail,
+            "duration_s": round(duration_s, 3),
+            "octets_in": client.octets_received,
+            "octets_out": client.octets_sent,
+            "backend_port": self.backend_port,
+        }
+        for key in _OFTEN_UNKNOWN:
+            if story[key] is None:
+                del story[key]
+        header, guard = self.header, self.guard
+        if header is not None:
+            story["header"] = f"v{header.version} {header.command}"
+            story.update(header.log_details())
+        if guard is not None:
+            story["mode"] = _MODE_NAMES[guard.mode]
+            story["messages"] = guard.messages_accepted
+            if guard.last_code:
+                story["last_code"] = guard.last_code
+        return story

@@ -1,0 +1,30 @@
+"""What the sessions of a listener share.  A reload makes a new one; sessions keep theirs."""
+
+from dataclasses import dataclass, field
+
+from proxyshim.addresses import Endpoint
+from proxyshim.backend.dial import Dial
+from proxyshim.config import Listener
+from proxyshim.conveyance.contract import Conveyance
+from proxyshim.limits import Shares
+from proxyshim.names import Resolver
+from proxyshim.session.ending import Reports
+from proxyshim.session.trust import Trust
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A listener's configuration, its rule of trust, its way to the backend, and its limits."""
+
+    listener: Listener
+    trust: Trust
+    dial: Dial
+    conveyance: Conveyance
+    reports: Reports
+    resolver: Resolver | None = None  # None: names are not looked up
+    shares: Shares = field(default_factory=Shares)
+    sessions_per_client: int = 0  # 0 means unlimited
+
+    def is_listed(self, peer: Endpoint | None) -> bool:
+        """Return True if *peer* is a proxy; on a unix socket the file's mode has decided it."""
+        return peer is None or self.listener.allowlist.is_listed(peer.address)
