@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Final
 
 from proxyshim.addresses import Address, Endpoint, SocketName
+from proxyshim.allowlist import read_network
 from proxyshim.backend.dialogue import (
     BackendConnection,
     BackendLimits,
@@ -32,7 +33,6 @@ from proxyshim.check.answers import (
     Hello,
 )
 from proxyshim.check.setup import is_loopback, takes_claims
-from proxyshim.check.surroundings import read_network
 from proxyshim.config import Config, Listener
 from proxyshim.errors import BackendError, Reason
 from proxyshim.session.trust import Trust

@@ -406,7 +406,7 @@ def test_a_backend_that_is_our_own_listener_is_not_asked(tmp_path: Path) -> None
 
 def test_what_is_unsafe_in_the_lists_fails_it(tmp_path: Path) -> None:
     checked = check_script(Script(), tmp_path, 'believed_claims = ["127.0.0.1"]')
-    assert checked.says("UNSAFE", 'believed_claims holds "127.0.0.1"')
+    assert checked.says("UNSAFE", 'believed_claims contains "127.0.0.1"')
     assert checked.status == 1
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from proxyshim import config
 from proxyshim.addresses import Address, SocketName, read_socket_name
+from proxyshim.allowlist import ListEntry, read_network
 from proxyshim.backend.dialogue import BackendLimits
 from proxyshim.check.answers import (
     STRANGER,
@@ -20,7 +21,7 @@ from proxyshim.check.answers import (
     Hello,
 )
 from proxyshim.check.setup import is_own_listener, judge_setup, takes_claims
-from proxyshim.check.surroundings import ListEntry, Surroundings, read_network
+from proxyshim.check.surroundings import Surroundings
 from proxyshim.check.verdicts import judge, service_line
 from proxyshim.config import Config
 from proxyshim.errors import BackendError, Reason
@@ -351,9 +352,9 @@ UNIX = 'bind = "unix:/run/mx.sock"\n'
         (LISTED, OK, "1 proxy or network listed in hosts"),
         (UNIX, NOTE, "on the unix socket every peer is a proxy"),
         (UNIX + 'unix_mode = "0666"', WARNING, 'write unix_mode = "0660"'),
-        ('believed_claims = ["127.0.0.0/8"]', UNSAFE, 'holds "127.0.0.0/8"'),
-        ('believed_claims = ["::1"]', UNSAFE, "take the entry out"),
-        ('believed_claims = ["::ffff:127.0.0.1"]', UNSAFE, "take the entry out"),
+        ('believed_claims = ["127.0.0.0/8"]', UNSAFE, 'contains "127.0.0.0/8"'),
+        ('believed_claims = ["::1"]', UNSAFE, "remove the entry"),
+        ('believed_claims = ["::ffff:127.0.0.1"]', UNSAFE, "remove the entry"),
     ],
 )
 def test_a_listener_is_judged(
@@ -382,7 +383,7 @@ def test_a_list_that_is_empty_turns_proxy_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entries", "says"),
     [
-        (["10.0.0.0/8"], "the list is wide: 10.0.0.0/8 (hosts: line 1); whoever"),
+        (["10.0.0.0/8"], "the list is wide: 10.0.0.0/8 (hosts: line 1); any host"),
         (["192.0.2.1", "10.0.0.0/15"], "10.0.0.0/15 (hosts: line 2)"),
         (["2001:db8::/31"], "2001:db8::/31"),
         ([f"{n}.0.0.0/8" for n in range(1, 7)], "3.0.0.0/8 (hosts: line 3) and 3 more"),
