@@ -455,8 +455,8 @@ def test_an_entry_is_read_as_the_list_reads_it(entry: str, network: str) -> None
 @pytest.mark.parametrize(
     ("severities", "says", "status"),
     [
-        ([], "fit for use: nothing to mend", 0),
-        ([OK, NOTE], "fit for use: nothing to mend", 0),
+        ([], "fit for use: nothing to fix", 0),
+        ([OK, NOTE], "fit for use: nothing to fix", 0),
         ([WARNING, OK], "fit for use: 1 warning", 0),
         ([WARNING, ERROR, WARNING], "NOT fit for use: 1 error, 2 warnings", 1),
         ([UNSAFE, UNSAFE, ERROR], "NOT fit for use: 2 UNSAFE, 1 error", 1),
