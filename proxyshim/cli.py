@@ -53,7 +53,7 @@ def run(path: Path) -> None:
 @main.command()
 @_config_option
 def check(path: Path) -> None:
-    """Validate everything, ask the backends, and report what would go wrong.
+    """Validate everything, ask the backends, and report problems.
 
     The exit status is 0 if everything is fit for use, 1 if something is unsafe or cannot work,
     and 78 if the configuration is wrong.
@@ -66,7 +66,11 @@ def check(path: Path) -> None:
 
 
 @main.command()
-@click.option("--serve", is_flag=True, help="Keep both running until interrupted.")
+@click.option(
+    "--serve",
+    is_flag=True,
+    help="Keep the mail server and proxyshim running until interrupted.",
+)
 @click.option(
     "--listen",
     default=DEMO_LISTEN,

@@ -1,4 +1,4 @@
-"""What a single value may be: the types of the settings, and the checks behind them."""
+"""What a single value may be: the types of the settings, and their checks."""
 
 import re
 from ipaddress import ip_address

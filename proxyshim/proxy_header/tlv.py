@@ -130,7 +130,7 @@ def _compare_crc32c(header: bytes, at: int) -> None:
     if actual != claimed:
         raise ProxyHeaderError(
             Reason.HEADER_BAD_CHECKSUM,
-            f"v2 header says CRC32C 0x{claimed:08x}, but it is 0x{actual:08x}",
+            f"v2 header has CRC32C 0x{claimed:08x}, but 0x{actual:08x} is correct",
         )
 
 
