@@ -1,7 +1,7 @@
-"""Addresses as we compare and convey them: folded, without zones.
+"""Addresses in the one form in which we compare and convey them: folded, without zone ids.
 
-Every address that enters (from a socket, a PROXY header, a list) passes through here once,
-so that ``::ffff:192.0.2.1`` and ``192.0.2.1`` are the same client everywhere after.
+Every address that comes in (from a socket, a PROXY header or a list) passes through here once,
+so that from then on ``::ffff:192.0.2.1`` and ``192.0.2.1`` are the same client.
 """
 
 import re
@@ -22,7 +22,7 @@ class Endpoint:
 
     @property
     def host(self) -> str:
-        """The address as text, made once: the log wants it, and the backend."""
+        """The address as text.  We keep it, because both the log and the backend need it."""
         if not self._host:
             object.__setattr__(self, "_host", str(self.address))
         return self._host
@@ -35,27 +35,27 @@ class Endpoint:
 
 
 def fold_v4_mapped(address: Address) -> Address:
-    """Return the IPv4 address inside ``::ffff:a.b.c.d``; any other one as it is.
+    """Return the IPv4 address inside ``::ffff:a.b.c.d``, and any other address unchanged.
 
-    Nothing else is folded: ``64:ff9b::/96`` and ``::a.b.c.d`` are IPv6 addresses of their own.
+    Nothing else is folded: ``64:ff9b::/96`` and ``::a.b.c.d`` are ordinary IPv6 addresses.
     """
     if isinstance(address, IPv6Address):
         return address.ipv4_mapped or address
     return address
 
 
-# Peers come again: a proxy with every session.
+# The same few proxies connect again with every session.
 @lru_cache(maxsize=4096)
 def read_address(text: str) -> Address:
-    """Read an address as the kernel prints it, without its zone id, folded.
+    """Parse an address as the kernel prints it; drop its zone id and fold it.
 
-    Raises ValueError when *text* is no address.
+    Raises ValueError if *text* is not an address.
     """
     return fold_v4_mapped(ip_address(text.partition("%")[0]))
 
 
 def read_socket_address(sockaddr: object) -> Endpoint | None:
-    """Read what accept() and getsockname() return; None for a unix socket."""
+    """Convert what accept() and getsockname() return; None for a unix socket."""
     if isinstance(sockaddr, tuple) and len(sockaddr) >= 2:
         return Endpoint(read_address(sockaddr[0]), sockaddr[1])
     return None
@@ -65,8 +65,8 @@ def read_socket_address(sockaddr: object) -> Endpoint | None:
 class SocketName:
     """Where to listen or connect, as the configuration writes it.
 
-    One of: a unix socket's *path*; *host* (an address or a name) and *port*, 0 to 65535; the
-    *descriptor* that a socket unit of that name passes.
+    It is one of three things: the *path* of a unix socket; a *host* (an address or a name) and
+    a *port*, 0 to 65535; or the FileDescriptorName of a systemd socket unit, as *descriptor*.
     """
 
     path: str = ""
@@ -75,7 +75,7 @@ class SocketName:
     descriptor: str = ""
 
     def __str__(self) -> str:
-        """Return it as the configuration writes it."""
+        """Return the name as the configuration writes it."""
         if self.path:
             return f"unix:{self.path}"
         if self.descriptor:
@@ -93,17 +93,17 @@ _HOST_AND_PORT = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]+)):(0|[1-9][0-9]{0,4})
 def read_socket_name(text: str) -> SocketName:
     """Read ``unix:/path``, ``systemd:NAME``, ``host:port`` or ``[v6]:port``.
 
-    Raises ValueError, which says what was expected.
+    Raises ValueError, whose text names what was expected.
     """
     scheme, _, rest = text.partition(":")
     if scheme == "unix":
         if not rest.startswith("/"):
-            raise ValueError("expected an absolute path behind unix:")
+            raise ValueError("expected an absolute path after unix:")
         return SocketName(path=rest)
     if scheme == "systemd":
         if not rest:
             raise ValueError(
-                "expected a socket unit's FileDescriptorName behind systemd:"
+                "expected a socket unit's FileDescriptorName after systemd:"
             )
         return SocketName(descriptor=rest)
     found = _HOST_AND_PORT.fullmatch(text)

@@ -1,57 +1,67 @@
-"""Is this peer a listed proxy?  And any other question of which networks hold an address.
+"""Which peers are listed proxies, and other questions of which networks hold an address.
 
-Text goes in, no file is opened; what is wrong with it is said of all its lines in one
-ConfigError.  IPv4 written as IPv6 (``::ffff:192.0.2.1``) is IPv4, in the lists as in
-the addresses that are asked about.
+The input is text; nothing here opens a file.  One ConfigError reports the mistakes of all lines.
+An IPv4 address or network written as IPv6 (``::ffff:192.0.2.1``) counts as IPv4, both in the
+lists and in the addresses that we look up.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
-from typing import Self
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import NamedTuple, Self
 
 from proxyshim.addresses import Address, fold_v4_mapped
 from proxyshim.errors import ConfigError
 
-# By their number of host bits, the network parts of the networks in the set: an address
-# costs one look into each, 32 at most for IPv4 and 128 for IPv6, whatever their size.
+Network = IPv4Network | IPv6Network
+
+# For each number of host bits that occurs, the network parts of all networks of that size.  To
+# look up an address takes one look into each, at most 32 for IPv4 and 128 for IPv6, however many
+# networks there are.
 _Tables = tuple[tuple[int, frozenset[int]], ...]
 
 _EXPECTED = "expected an IP address or network, like 192.0.2.1 or 2001:db8::/32"
 
-# ip_network() would take a netmask or "/08", too.
+# ip_network() would also accept a netmask, or "/08".
 _PREFIX = re.compile(r"0|[1-9][0-9]{0,2}")
 
 _V4_MAPPED = int(IPv6Address("::ffff:0:0"))
 _V4_MAPPED_PREFIX = 96
 
-# A file of thousands of bad lines is the wrong file: no need to fill the log with it.
+# A file with thousands of bad lines is the wrong file, and should not fill the log.
 MAX_COMPLAINTS = 10
 MAX_SHOWN_CHARS = 60
 
 
+class _Parsed(NamedTuple):
+    """A network in the form in which the tables hold it."""
+
+    version: int
+    host_bits: int
+    part: int
+
+
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """A set of networks, asked with ``address in networks``."""
+    """A set of networks; ``address in networks`` looks an address up."""
 
     _ipv4: _Tables = field(default=(), repr=False)
     _ipv6: _Tables = field(default=(), repr=False)
 
     @classmethod
     def from_entries(cls, entries: Iterable[str], source: str) -> Self:
-        """Read addresses and networks, as in a list of the configuration.
+        """Parse addresses and networks, as a list in the configuration has them.
 
-        Raises ConfigError, which names *source* and the number and value of bad entries.
+        Raises ConfigError, which names *source* and the number and value of each bad entry.
         """
-        return cls._from_named(
-            ((f"entry {n}", entry) for n, entry in enumerate(entries, 1)), source
-        )
+        named = ((f"entry {n}", entry) for n, entry in enumerate(entries, 1))
+        return cls._from_parsed(parsed for _, parsed in _parse_all(named, source))
 
     def __contains__(self, address: Address) -> bool:
-        """Is the *address*, folded and without its zone id, in one of the networks?"""
-        # isinstance() takes half as long as the version's property, and a session may ask three
-        # times, of lists that are empty.
+        """Return True if one of the networks holds *address*, whose zone id is ignored."""
+        # isinstance() takes half as long as the version property, and a session may look up
+        # three addresses, mostly in lists that are empty.
         folded = (
             address if isinstance(address, IPv4Address) else fold_v4_mapped(address)
         )
@@ -59,7 +69,7 @@ class Networks:
         if not tables:
             return False
         value = int(folded)
-        # any() of a generator takes three times as long.
+        # any() with a generator takes three times as long.
         for host_bits, parts in tables:  # noqa: SIM110
             if value >> host_bits in parts:
                 return True
@@ -70,18 +80,10 @@ class Networks:
         return sum(len(parts) for _, parts in self._ipv4 + self._ipv6)
 
     @classmethod
-    def _from_named(cls, entries: Iterable[tuple[str, str]], source: str) -> Self:
+    def _from_parsed(cls, networks: Iterable[_Parsed]) -> Self:
         tables: dict[int, dict[int, set[int]]] = {4: {}, 6: {}}
-        complaints = []
-        for name, entry in entries:
-            try:
-                version, host_bits, part = _read_network(entry)
-            except ValueError as error:
-                complaints.append(f"{source}: {name}: {_shown(entry)}: {error}")
-            else:
-                tables[version].setdefault(host_bits, set()).add(part)
-        if complaints:
-            raise _config_error(complaints, source)
+        for version, host_bits, part in networks:
+            tables[version].setdefault(host_bits, set()).add(part)
         return cls(_freeze(tables[4]), _freeze(tables[6]))
 
 
@@ -91,45 +93,96 @@ class Allowlist(Networks):
 
     @classmethod
     def parse(cls, text: str, source: str) -> Self:
-        """Read the text of a file: one address or network a line, ``#`` begins a comment.
+        """Parse a file's text: one address or network per line; ``#`` begins a comment.
 
-        Raises ConfigError, which names *source* and the number and value of bad lines.
+        Raises ConfigError, which names *source* and the number and value of each bad line.
         """
-        # Not splitlines(): it ends lines where no editor does.
-        lines = enumerate(text.removeprefix("\ufeff").split("\n"), 1)
-        entries = ((n, line.partition("#")[0].strip(" \t\r")) for n, line in lines)
-        return cls._from_named(
-            ((f"line {n}", entry) for n, entry in entries if entry), source
-        )
+        return cls._from_parsed(parsed for _, parsed in _parse_lines(text, source))
 
     def is_listed(self, address: Address) -> bool:
-        """May this peer speak for others?"""
+        """Return True if this peer may state who its client is."""
         return address in self
 
 
-def _read_network(entry: str) -> tuple[int, int, int]:
-    """Return IP version, number of host bits and network part.
+@dataclass(frozen=True, slots=True)
+class ListEntry:
+    """One line of a list: its *place*, which is file and line number, and its network."""
 
-    Raises ValueError with what is wrong, in words that follow the entry.
+    place: str
+    network: Network
+
+
+def read_entries(text: str, source: str) -> tuple[ListEntry, ...]:
+    """Return the entries of a list, in their order.
+
+    ``Allowlist.parse`` reads the same text; it keeps no line numbers, because a daemon with
+    100,000 entries has no use for them.  Raises ConfigError.
     """
-    address, prefix = _read_address_and_prefix(entry)
+    return tuple(
+        ListEntry(f"{source}: {name}", _network_of(parsed))
+        for name, parsed in _parse_lines(text, source)
+    )
+
+
+def read_network(entry: str) -> Network:
+    """Parse one address or network, and fold it.  Raises ValueError."""
+    return _network_of(_parse_network(entry))
+
+
+def _network_of(parsed: _Parsed) -> Network:
+    version, host_bits, part = parsed
+    first = part << host_bits
+    if version == 4:
+        return IPv4Network((first, 32 - host_bits))
+    return IPv6Network((first, 128 - host_bits))
+
+
+def _parse_lines(text: str, source: str) -> Iterator[tuple[str, _Parsed]]:
+    # Not splitlines(), which ends lines at characters where no editor does.
+    lines = enumerate(text.removeprefix("\ufeff").split("\n"), 1)
+    entries = ((n, line.partition("#")[0].strip(" \t\r")) for n, line in lines)
+    return _parse_all(((f"line {n}", entry) for n, entry in entries if entry), source)
+
+
+def _parse_all(
+    entries: Iterable[tuple[str, str]], source: str
+) -> Iterator[tuple[str, _Parsed]]:
+    """Yield each good entry under its name; raise ConfigError after the last, if any is bad."""
+    complaints = []
+    for name, entry in entries:
+        try:
+            parsed = _parse_network(entry)
+        except ValueError as error:
+            complaints.append(f"{source}: {name}: {_shown(entry)}: {error}")
+        else:
+            yield name, parsed
+    if complaints:
+        raise _config_error(complaints, source)
+
+
+def _parse_network(entry: str) -> _Parsed:
+    """Parse one entry.
+
+    Raises ValueError, whose text states what is wrong in words that can follow the entry.
+    """
+    address, prefix = _parse_address_and_prefix(entry)
     host_bits = address.max_prefixlen - prefix
     part = int(address) >> host_bits
     if prefix == 0:
         raise ValueError("would list every address there is")
-    # Smaller parts of ::ffff:0:0/96 are IPv4 by now.
+    # A network inside ::ffff:0:0/96 has been folded to IPv4 already.
     if address.version == 6 and part == _V4_MAPPED >> host_bits:
         raise ValueError("would list every IPv4 address: it covers ::ffff:0:0/96")
     if part << host_bits != int(address):
         network = type(address)(part << host_bits)
         raise ValueError(
             f"has host bits set: write {network}/{prefix} for the network,"
-            f" {address} for the one address"
+            f" or {address} for the single address"
         )
-    return address.version, host_bits, part
+    return _Parsed(address.version, host_bits, part)
 
 
-def _read_address_and_prefix(entry: str) -> tuple[Address, int]:
+def _parse_address_and_prefix(entry: str) -> tuple[Address, int]:
     text, slash, prefix_text = entry.partition("/")
     if "%" in text:
         raise ValueError("has a zone id: write the address without it")
@@ -141,9 +194,7 @@ def _read_address_and_prefix(entry: str) -> tuple[Address, int]:
     prefix = bits
     if slash:
         if not _PREFIX.fullmatch(prefix_text) or int(prefix_text) > bits:
-            raise ValueError(
-                f"expected a prefix length of 1 to {bits} behind the slash"
-            )
+            raise ValueError(f"expected a prefix length of 1 to {bits} after the slash")
         prefix = int(prefix_text)
     if (
         prefix > _V4_MAPPED_PREFIX
@@ -167,6 +218,6 @@ def _config_error(complaints: list[str], source: str) -> ConfigError:
     shown = complaints[:MAX_COMPLAINTS]
     if len(complaints) > MAX_COMPLAINTS:
         shown.append(
-            f"{source}: and {len(complaints) - MAX_COMPLAINTS} more of the kind"
+            f"{source}: and {len(complaints) - MAX_COMPLAINTS} more bad entries"
         )
     return ConfigError("\n".join(shown))

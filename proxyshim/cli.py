@@ -24,7 +24,7 @@ _config_option = click.option(
     default=DEFAULT_PATH,
     show_default=True,
     metavar="FILE",
-    help="The configuration.",
+    help="The configuration file.",
 )
 
 
@@ -37,15 +37,15 @@ def main() -> None:
 @main.command()
 @_config_option
 def run(path: Path) -> None:
-    """Serve, in the foreground, until SIGTERM.
+    """Serve in the foreground until SIGTERM.
 
-    SIGHUP reads the configuration and its lists again; what is broken changes nothing.
-    SIGUSR2 upgrades in place: a successor takes over, this process serves what it has.
+    SIGHUP reads the configuration and its lists again; if they have an error, nothing changes.
+    SIGUSR2 upgrades in place: a successor takes over, and this process finishes its sessions.
     """
     config = _load(path)
     logs.configure(config.log.format, config.log.level)
     try:
-        uvloop.run(_live(config))
+        uvloop.run(_run_daemon(config))
     except ConfigError as error:
         _complain(error)
 
@@ -53,10 +53,10 @@ def run(path: Path) -> None:
 @main.command()
 @_config_option
 def check(path: Path) -> None:
-    """Validate everything, ask the backends, say what would go wrong.
+    """Validate everything, ask the backends, and report problems.
 
-    Exits 0 when all is fit for use, 1 when something is unsafe or cannot work, and 78 when the
-    configuration is wrong.
+    The exit status is 0 if everything is fit for use, 1 if something is unsafe or cannot work,
+    and 78 if the configuration is wrong.
     """
     config = _load(path)
     try:
@@ -66,22 +66,26 @@ def check(path: Path) -> None:
 
 
 @main.command()
-@click.option("--serve", is_flag=True, help="Keep both running, to play with.")
+@click.option(
+    "--serve",
+    is_flag=True,
+    help="Keep the mail server and proxyshim running until interrupted.",
+)
 @click.option(
     "--listen",
     default=DEMO_LISTEN,
     show_default=True,
     metavar="ADDR:PORT",
-    help="Where, with --serve.",
+    help="The address to serve on, with --serve.",
 )
 @click.option(
     "--maildir",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Store the mail there and keep it; else it is removed.",
+    help="Store the mail here and keep it; otherwise it is removed.",
 )
 def demo(serve: bool, listen: str, maildir: Path | None) -> None:
-    """Show it: a mail server, the shim in front of it, and who talks to them."""
+    """Show proxyshim at work, between a small mail server and four peers."""
     from proxyshim.demo import run_demo
 
     sys.exit(run_demo(serve=serve, listen=listen, maildir=maildir))
@@ -96,9 +100,9 @@ def _load(path: Path) -> Config:
 
 def _complain(error: ConfigError) -> NoReturn:
     for line in str(error).splitlines():
-        click.echo(f"{logs.mark('error')}proxyshim: {line}", err=True)
+        click.echo(f"{logs.priority_prefix('error')}proxyshim: {line}", err=True)
     sys.exit(EX_CONFIG)
 
 
-async def _live(config: Config) -> None:
+async def _run_daemon(config: Config) -> None:
     await Daemon(config).run()

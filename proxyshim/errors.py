@@ -1,7 +1,7 @@
 """The error tree, and the one list of reasons.
 
-The base class says whose fault it is, for that decides the reply, the log level and who is
-called: a ``PeerError`` is the other end's, a ``BackendError`` the mail server's, a
+The base class names whose fault an error is, because that decides the reply, the log level and
+who has to act: a ``PeerError`` is the peer's fault, a ``BackendError`` the mail server's, a
 ``ConfigError`` the operator's.
 """
 
@@ -14,7 +14,7 @@ class Reason(StrEnum):
     The same word is the log value, the metric label and the heading in docs/runbook.md.
     """
 
-    # The PROXY header (DESIGN of the listener: docs/explanation/design.md).
+    # The PROXY header.
     HEADER_TIMEOUT = "header_timeout"
     HEADER_INCOMPLETE = "header_incomplete"
     HEADER_UNRECOGNISED = "header_unrecognised"
@@ -61,35 +61,35 @@ class Reason(StrEnum):
     TOO_MANY_CONNECTIONS = "too_many_connections"
     TOO_MANY_FROM_CLIENT = "too_many_from_client"
 
-    # Ourselves.
+    # proxyshim itself.
     OUT_OF_DESCRIPTORS = "out_of_descriptors"
     SHUTDOWN = "shutdown"
     INTERNAL_ERROR = "internal_error"
 
 
 class ShimError(Exception):
-    """Base of all that this program raises on purpose."""
+    """The base of every error that this program raises on purpose."""
 
 
 class PeerError(ShimError):
     """The peer broke the protocol: reply if we may, then close."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
-        """Keep the *reason*, and the *detail*: one line, fact and limit, for the log."""
+        """Keep the *reason* and the *detail*, one line for the log: the fact and the limit."""
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
 
 
 class ProxyHeaderError(PeerError):
-    """What the peer sent is not, and cannot become, a valid PROXY header."""
+    """The peer sent something that is not, and cannot become, a valid PROXY header."""
 
 
 class BackendError(ShimError):
-    """The MTA is unreachable, silent, or refused our XCLIENT: 421 to the client."""
+    """The MTA is unreachable or silent, or it refused our XCLIENT; the client gets a 421."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
-        """Keep the *reason*, and the *detail*: one line for the log."""
+        """Keep the *reason* and the *detail*, one line for the log."""
         super().__init__(detail)
         self.reason = reason
         self.detail = detail

@@ -1,4 +1,4 @@
-"""What ``check`` has to say: findings, one line each, and the exit status that follows."""
+"""What ``check`` reports: findings, one per line, and the exit status that follows."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from typing import Final
 
 
 class Severity(StrEnum):
-    """How much it matters; the value is what stands before the finding."""
+    """How much a finding matters.  Its line begins with the value."""
 
     OK = "ok"
     NOTE = "note"  # good to know
@@ -25,19 +25,19 @@ _PLURALS: Final = {Severity.ERROR: "errors", Severity.WARNING: "warnings"}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing found about *subject*: what it is, what goes wrong by it, what to write."""
+    """One fact about *subject*: what it is, what it breaks, and what to write instead."""
 
     severity: Severity
     subject: str
     text: str
 
     def __str__(self) -> str:
-        """Return the line that is printed."""
+        """Return the line to print."""
         return f"{self.severity:{_WIDTH}} {self.subject}: {self.text}"
 
 
 def exit_status(findings: Iterable[Finding]) -> int:
-    """Return 1 when something is unsafe or cannot work, else 0."""
+    """Return 1 if something is unsafe or cannot work, else 0."""
     return int(any(finding.severity in _FAILING for finding in findings))
 
 
@@ -45,9 +45,9 @@ def summary(findings: Iterable[Finding]) -> str:
     """Return the last line of the output."""
     count = Counter(finding.severity for finding in findings)
     parts = [_counted(severity, count[severity]) for severity in _COUNTED]
-    told = ", ".join(filter(None, parts)) or "nothing to mend"
+    counts = ", ".join(filter(None, parts)) or "nothing to fix"
     verdict = "NOT fit for use" if any(count[s] for s in _FAILING) else "fit for use"
-    return f"{verdict}: {told}"
+    return f"{verdict}: {counts}"
 
 
 def _counted(severity: Severity, number: int) -> str:

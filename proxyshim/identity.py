@@ -1,4 +1,4 @@
-"""The identity of a session: the client that the backend is to see."""
+"""The identity of a session: the client that the backend should see."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ from proxyshim.errors import Reason
 class Identity:
     """The client of a session, as ``session/trust.py`` decided.
 
-    *client* is conveyed to the backend.  None stands for a peer without an address, on a unix
-    socket.  With *check_only* set, *client* is the proxy itself and only a health check may
-    follow; the reason says what is wrong with the header.
+    We convey *client* to the backend.  It is None for a peer without an address, on a unix
+    socket.  If *check_only* is set, *client* is the proxy itself and only a health check may
+    follow; the reason states what is wrong with the header.
     """
 
     client: Endpoint | None

@@ -1,4 +1,7 @@
-"""How many sessions, of whom, and how fast.  Pure: the time is an argument."""
+"""Limits on sessions: how many, how many of one client, and how many per second.
+
+Pure: the caller passes the time.
+"""
 
 import errno
 from ipaddress import IPv6Address
@@ -6,7 +9,7 @@ from typing import Final
 
 from proxyshim.addresses import Address
 
-# How the kernel says that there are no more file descriptors.
+# The errors that accept() and socket() fail with when there are no free file descriptors.
 OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 _IPV6_HOST_BITS: Final = 64
@@ -15,7 +18,7 @@ _IPV6_HOST_BITS: Final = 64
 def client_key(address: Address) -> str:
     """Return what counts as one client: an IPv4 address, or an IPv6 network of /64.
 
-    Who has one IPv6 address usually has the 2^64 around it.
+    A host that has one IPv6 address can usually use all of its /64.
     """
     if address.version == 4:
         return str(address)
@@ -24,18 +27,18 @@ def client_key(address: Address) -> str:
 
 
 class RateLimit:
-    """So many events a second, with a burst of one second's worth (a token bucket)."""
+    """A token bucket: a number of events per second, and bursts of one second's worth."""
 
     __slots__ = ("_at", "_per_second", "_tokens")
 
     def __init__(self, per_second: float) -> None:
-        """Allow *per_second* events; 0 allows any number."""
+        """Allow *per_second* events; 0 means unlimited."""
         self._per_second = per_second
         self._tokens = per_second
         self._at = 0.0
 
     def admits(self, now: float) -> bool:
-        """Count an event at *now*, in seconds; tell whether it is within the rate."""
+        """Count an event at *now*, in seconds; return True if it is within the rate."""
         if self._per_second == 0:
             return True
         gained = (now - self._at) * self._per_second
@@ -53,11 +56,14 @@ class Shares:
     __slots__ = ("_held",)
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Start without any sessions."""
         self._held: dict[str, int] = {}
 
     def take(self, client: str, limit: int) -> bool:
-        """Give *client* one more, up to *limit* (0: any number); tell whether it got it."""
+        """Count one more session of *client*; return False if it already has *limit*.
+
+        A *limit* of 0 means unlimited.
+        """
         held = self._held.get(client, 0)
         if limit and held >= limit:
             return False
@@ -65,7 +71,7 @@ class Shares:
         return True
 
     def give_back(self, client: str) -> None:
-        """Undo a take() that succeeded."""
+        """Undo a ``take`` that returned True."""
         held = self._held[client] - 1
         if held > 0:
             self._held[client] = held
@@ -73,5 +79,5 @@ class Shares:
             del self._held[client]
 
     def __len__(self) -> int:
-        """Return the number of clients that hold any."""
+        """Return the number of clients that have a session."""
         return len(self._held)

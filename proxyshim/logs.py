@@ -1,8 +1,8 @@
-"""Logging: structlog to stderr, as JSON or for eyes, with priorities for the journal.
+"""Logging with structlog to stderr: JSON or human-readable, with priorities for the journal.
 
-Only the shell logs, never content, credentials or raw octets.  An event is a constant
-``noun_participle``; details are keys.  *error* means that somebody should act, *warning* that an
-operator should mend something.
+Lines get a syslog priority if stderr is the journal.  Only the shell logs, and it never logs
+content, credentials or raw bytes.  An event is a constant ``noun_participle``; details are keys.
+*error* means that somebody should act now, *warning* that an operator should fix something.
 """
 
 import json
@@ -14,7 +14,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-# sd-daemon(3): what the journal takes from the start of a line.
+# sd-daemon(3): the journal reads the priority from the start of a line.
 _PRIORITIES: Final = {
     "debug": "<7>",
     "info": "<6>",
@@ -49,35 +49,37 @@ def configure(format: Literal["json", "console"], level: str) -> None:  # noqa: 
 
 
 class _Writer:
-    """Writes lines to a stream whose reader may be gone: mail goes on without a log.
+    """Writes lines to a stream whose reader may be gone; mail continues without a log.
 
-    To the descriptor, for the stream's own buffer would keep what could not be written.
+    It writes to the descriptor, because the stream's own buffer would keep the lines that could
+    not be written.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._descriptor = stream.fileno()
         self._encoding = stream.encoding
-        self._broke_off = b""  # a line end, for a line that did not get as far
+        self._missing_end = b""  # the line end of a line that was cut off
 
     def write(self, line: str) -> None:
-        # As stderr does with what it can't encode.
-        octets = (line + "\n").encode(self._encoding, "backslashreplace")
-        octets, written = self._broke_off + octets, 0
+        # Python's own stderr escapes what it cannot encode in the same way.
+        encoded = (line + "\n").encode(self._encoding, "backslashreplace")
+        encoded, written = self._missing_end + encoded, 0
         try:
-            while written < len(octets):  # a signal may come, or a pipe be full
-                written += os.write(self._descriptor, octets[written:])
+            # A signal, or a pipe that is nearly full, makes a write stop early.
+            while written < len(encoded):
+                written += os.write(self._descriptor, encoded[written:])
         except OSError:
             if written:
-                self._broke_off = b"\n"
+                self._missing_end = b"\n"
         else:
-            self._broke_off = b""
+            self._missing_end = b""
 
-    # By the names of the levels, as structlog calls what it wraps.
+    # structlog calls the method that has the name of the level.
     debug = info = warning = error = critical = write
 
 
 def _is_journal(stream: TextIO) -> bool:
-    """Tell whether systemd connected *stream* to the journal (systemd.exec(5))."""
+    """Return True if systemd connected *stream* to the journal (systemd.exec(5))."""
     device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
     try:
         status = os.fstat(stream.fileno())
@@ -86,8 +88,8 @@ def _is_journal(stream: TextIO) -> bool:
     return (device, inode) == (str(status.st_dev), str(status.st_ino))
 
 
-def mark(level: str) -> str:
-    """Return what the journal takes for the priority of a line; nothing elsewhere."""
+def priority_prefix(level: str) -> str:
+    """Return the prefix that gives a line its priority in the journal; else nothing."""
     return _PRIORITIES[level] if _is_journal(sys.stderr) else ""
 
 
@@ -99,6 +101,6 @@ def _render_json(_: WrappedLogger, __: str, event: EventDict) -> str:
 
 
 def _put_priority(_: WrappedLogger, method: str, line: Any) -> str:
-    """Mark every line of an entry; a traceback has several."""
-    mark = _PRIORITIES.get(method, "<6>")
-    return "\n".join(mark + part for part in str(line).split("\n"))
+    """Put the priority before every line of an entry; a traceback has several lines."""
+    priority = _PRIORITIES.get(method, "<6>")
+    return "\n".join(priority + part for part in str(line).split("\n"))

@@ -1,8 +1,8 @@
-"""What we count, and the HTTP address that shows it.
+"""The metrics, and the HTTP server that exposes them.
 
-The numbers are plain integers, and a collector turns them into Prometheus metrics when somebody
-asks: a session then pays for additions alone.  HTTP is served from a thread of its own, so that
-an event loop that hangs can be seen to hang.
+The counters are plain integers, and a collector turns them into Prometheus metrics at each
+scrape, so all that a session pays for is additions.  HTTP is served from a separate thread, so
+that /livez can report an event loop that hangs.
 """
 
 import os
@@ -30,37 +30,38 @@ from prometheus_client.registry import Collector
 
 from proxyshim import __version__
 
-# The event loop notes that it turns once a second; /livez fails when it did not for so long.
+# The event loop sets the heartbeat at this interval, and /livez fails once it is STUCK_S old.
 HEARTBEAT_S: Final = 1.0
 STUCK_S: Final = 10.0
 
-# From accept to the greeting: a backend on the same host, to one that looks names up.
+# From accept to the greeting.  The range covers backends on the same host and backends that look
+# names up first.
 GREETING_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0, 30.0)
-# From accept to close: a probe, to a client that keeps its connection.
+# From accept to close.  The range covers probes and clients that keep their connection open.
 SESSION_BOUNDS_S: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0)
 
-# From an answer out of a resolver's cache on the same host to a lookup's last try.
+# The range covers an answer from the cache of a resolver on the same host, and a last retry.
 LOOKUP_BOUNDS_S: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 class Histogram:
-    """How many observations lie up to each bound, and their sum."""
+    """The number of observations up to each bound, and their sum."""
 
     __slots__ = ("_bounds", "_counts", "_sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        """Start at zero; one more count is for what is above all *bounds*."""
+        """Start at zero; an extra count is for values above all *bounds*."""
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
     def observe(self, value: float) -> None:
-        """Count a *value*."""
+        """Add an observation."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Return (bound, count up to it), as Prometheus wants them."""
+        """Return pairs of bound and count up to it, as Prometheus expects them."""
         names = [*map(str, self._bounds), "+Inf"]
         return list(zip(names, accumulate(self._counts), strict=True))
 
@@ -71,14 +72,14 @@ class Histogram:
 
 
 class Metrics(Collector):
-    """The process's counters; keys are label values from closed sets."""
+    """The counters of the process.  Their keys are label values from closed sets."""
 
     def __init__(self) -> None:
         """Start at zero."""
         self.sessions: Counter[tuple[str, str]] = Counter()  # listener, outcome
         self.refusals: Counter[str] = Counter()  # reason
         self.headers: Counter[str] = Counter()  # v1, v2, none
-        self.octets: Counter[str] = Counter()  # direction
+        self.octets: Counter[str] = Counter()  # relayed, by direction
         self.messages_accepted = 0
         self.sessions_open = 0
         self.backend_failures: Counter[str] = Counter()  # reason
@@ -93,10 +94,10 @@ class Metrics(Collector):
         self.ready = False
 
     def collect(self) -> Iterable[Metric]:
-        """Return all metrics, in Prometheus' terms."""
+        """Yield all metrics, as Prometheus types."""
         yield _counter(
             "proxyshim_sessions",
-            "Sessions ended.",
+            "Sessions that ended, by outcome.",
             ["listener", "outcome"],
             self.sessions,
         )
@@ -108,27 +109,33 @@ class Metrics(Collector):
         )
         yield _counter(
             "proxyshim_headers",
-            "Connections admitted, by the PROXY header they came with.",
+            "Connections admitted, by the version of their PROXY header.",
             ["header"],
             _with_tuple_keys(self.headers),
         )
         yield _counter(
+            "proxyshim_relayed_bytes",
+            "Bytes relayed, by direction.",
+            ["direction"],
+            _with_tuple_keys(self.octets),
+        )
+        yield _counter(
             "proxyshim_octets",
-            "Octets relayed, by direction.",
+            "The old name of proxyshim_relayed_bytes_total; the next release drops it.",
             ["direction"],
             _with_tuple_keys(self.octets),
         )
         yield CounterMetricFamily(
             "proxyshim_messages_accepted",
-            "Messages the backend accepted, outside TLS.",
+            "Messages that the backend accepted, outside TLS.",
             value=self.messages_accepted,
         )
         yield GaugeMetricFamily(
-            "proxyshim_sessions_open", "Sessions now.", value=self.sessions_open
+            "proxyshim_sessions_open", "Sessions open now.", value=self.sessions_open
         )
         yield _counter(
             "proxyshim_backend_failures",
-            "Sessions and commands that the backend failed, by reason.",
+            "Sessions and commands that failed at the backend, by reason.",
             ["reason"],
             _with_tuple_keys(self.backend_failures),
         )
@@ -142,8 +149,8 @@ class Metrics(Collector):
             "Time from accept to close.",
             self.session_s,
         )
-        yield from self._lists()
-        yield from self._name_lookups()
+        yield from self._allowlist_metrics()
+        yield from self._name_metrics()
         yield _build_info()
 
     def count_refusal(self, reason: str) -> None:
@@ -151,10 +158,10 @@ class Metrics(Collector):
         self.refusals[reason] += 1
 
     def note_allowlist(self, listener: str, entries: int) -> None:
-        """Note that a listener's list was read."""
+        """Record that a listener's list was read just now."""
         self._allowlists[listener] = entries, time.time()
 
-    def _lists(self) -> Iterator[Metric]:
+    def _allowlist_metrics(self) -> Iterator[Metric]:
         entries = GaugeMetricFamily(
             "proxyshim_allowlist_entries",
             "Entries in haproxy_hosts.",
@@ -171,32 +178,32 @@ class Metrics(Collector):
         yield entries
         yield read_at
 
-    def _name_lookups(self) -> Iterator[Metric]:
+    def _name_metrics(self) -> Iterator[Metric]:
         yield _counter(
             "proxyshim_names",
-            "Sessions that asked for their client's names, by how that went.",
+            "Sessions that asked for their client's names, by result.",
             ["result"],
             _with_tuple_keys(self.name_results),
         )
         yield _histogram(
             "proxyshim_name_lookup_seconds",
-            "Time that a lookup of names took, both ways.",
+            "Time that a lookup of names took, PTR and confirmation together.",
             self.name_lookup_s,
         )
         yield GaugeMetricFamily(
             "proxyshim_name_lookups_in_flight",
-            "Lookups of names now.",
+            "Lookups of names in progress.",
             value=self.name_lookups_in_flight,
         )
         yield GaugeMetricFamily(
             "proxyshim_names_cached",
-            "Clients whose names are known from earlier.",
+            "Clients whose names are in the cache.",
             value=self.names_cached,
         )
 
     @property
     def is_live(self) -> bool:
-        """Tell whether the event loop turns."""
+        """Return True if the event loop is running."""
         return time.monotonic() - self.heartbeat < STUCK_S
 
 
@@ -221,7 +228,7 @@ def _with_tuple_keys(values: Mapping[str, int]) -> dict[tuple[str, ...], int]:
 
 def _build_info() -> Metric:
     info = GaugeMetricFamily(
-        "proxyshim_build_info", "What runs here.", labels=["version", "python"]
+        "proxyshim_build_info", "The versions in use.", labels=["version", "python"]
     )
     info.add_metric([__version__, platform.python_version()], 1)
     return info
@@ -231,10 +238,10 @@ _Start = Callable[[str, list[tuple[str, str]]], Any]
 
 
 class MetricsServer:
-    """Serves /metrics, /livez and /readyz, from a thread of its own."""
+    """Serves /metrics, /livez and /readyz from a separate thread."""
 
     def __init__(self, sock: socket.socket, metrics: Metrics) -> None:
-        """Take over *sock*, which listens; nothing is served before ``resume``."""
+        """Take over the listening *sock*; ``resume`` starts serving."""
         registry = CollectorRegistry()
         registry.register(metrics)
         self._metrics = metrics
@@ -245,7 +252,7 @@ class MetricsServer:
         self._wake = -1
 
     def resume(self) -> None:
-        """Begin to serve, or go on."""
+        """Start serving, or continue after ``pause``."""
         if self._thread is None:
             woken, self._wake = os.pipe()
             self._thread = threading.Thread(
@@ -254,13 +261,13 @@ class MetricsServer:
             self._thread.start()
 
     def pause(self) -> None:
-        """Leave new connections in the queue; one that is being served is finished."""
+        """Leave new connections in the queue; finish the one that is being served."""
         if self._thread is not None:
             self._thread = None
             os.close(self._wake)
 
     def close(self) -> None:
-        """Serve no more."""
+        """Stop serving for good."""
         thread = self._thread
         self.pause()
         if thread is not None:
@@ -268,7 +275,7 @@ class MetricsServer:
         self._server.server_close()
 
     def _serve(self, woken: int) -> None:
-        """Serve one connection after the other, until the other end of *woken* is closed."""
+        """Serve one connection after another, until the other end of *woken* is closed."""
         with selectors.DefaultSelector() as selector:
             selector.register(woken, selectors.EVENT_READ)
             selector.register(self._server, selectors.EVENT_READ)
@@ -282,10 +289,10 @@ class MetricsServer:
             shown: Iterable[bytes] = self._show(environ, start)
             return shown
         states = {"/livez": self._metrics.is_live, "/readyz": self._metrics.ready}
-        return _say(start, states.get(path))
+        return _respond(start, states.get(path))
 
 
-def _say(start: _Start, state: bool | None) -> Iterator[bytes]:
+def _respond(start: _Start, state: bool | None) -> Iterator[bytes]:
     status = {True: "200 OK", False: "503 Service Unavailable", None: "404 Not Found"}[
         state
     ]
@@ -294,15 +301,16 @@ def _say(start: _Start, state: bool | None) -> Iterator[bytes]:
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A server on a socket that somebody else opened, and that does not block.
+    """A server on a non-blocking socket that the caller has opened.
 
-    A thread a request: who connects and says nothing must not make a liveness probe fail.
+    Each request has its own thread, because a client that connects and sends nothing must not
+    make a liveness probe fail.
     """
 
-    timeout = 0  # handle_request() waits for nobody
+    timeout = 0  # handle_request() must not wait for a connection
     daemon_threads = True
 
-    # Of the socket that TCPServer opens only to be replaced: this kind every sandbox allows.
+    # TCPServer opens a socket that we replace at once.  Every sandbox allows this family.
     address_family = socket.AF_UNIX
 
     def __init__(self, sock: socket.socket) -> None:
@@ -313,11 +321,11 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def handle_error(self, *_: object) -> None:
-        """Say nothing of a scraper that was slow or left: the log is for sessions."""
+        """Do not log a scraper that was slow or disconnected: the log is for sessions."""
 
 
 class _QuietHandler(WSGIRequestHandler):
-    timeout = 10  # seconds; a scraper that says nothing must not keep the thread
+    timeout = 10  # seconds; a scraper that sends nothing must not keep the thread
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Say nothing: the log is for sessions."""
+        """Do not log requests: the log is for sessions."""

@@ -1,7 +1,8 @@
-"""The client's host names from the DNS, as the MTA would have asked for them.
+"""The client's host names from the DNS, looked up as the MTA would have done.
 
-PTR of the address; then A or AAAA of that name, which must hold the address.  Only what is
-confirmed so becomes NAME; what the PTR says without that is REVERSE_NAME.  The outcomes:
+We ask for the PTR of the address, then for the A or AAAA records of that name, which must contain
+the address.  A host name in the PTR becomes REVERSE_NAME; only if it is confirmed in this way does
+it become NAME too.  The outcomes:
 
     confirmed                     NAME=name            REVERSE_NAME=name
     PTR, not confirmed            NAME=[UNAVAILABLE]   REVERSE_NAME=ptr
@@ -9,14 +10,14 @@ confirmed so becomes NAME; what the PTR says without that is REVERSE_NAME.  The 
     no PTR, or no host name       NAME=[UNAVAILABLE]   REVERSE_NAME=[UNAVAILABLE]
     temporary failure             NAME=[TEMPUNAVAIL]   REVERSE_NAME=[TEMPUNAVAIL]
 
-/etc/hosts comes before the DNS, as for the MTA.  Names are asked for as they are: no search domain
-is put behind a bare one, so that a stranger's PTR of "mail" is not our own mail.example.org.
+As for the MTA, /etc/hosts comes before the DNS.  We look names up exactly as they are, without a
+search domain; otherwise a stranger's PTR of "mail" would become our own mail.example.org.
 
-A lookup is shared by all sessions of its client, goes on when the one that asked has stopped
-waiting, and its result is kept for as long as the DNS allows.  Everything is bounded: the wait,
-the cache, the lookups in flight.  Sources: Postfix XCLIENT_README and what it was seen to do on a
-direct connection (docs/explanation/what-the-mta-sees.md); RFC 1035 (PTR), 2308 (negative
-answers).
+All sessions of a client share its lookup.  The lookup continues after a session has stopped
+waiting for it, and its result is cached for as long as the DNS allows.  Everything is bounded: the
+wait, the cache, and the lookups in flight.  Sources: Postfix XCLIENT_README, and our observations
+of Postfix with direct connections (docs/explanation/what-the-mta-sees.md); RFC 1035 (PTR) and
+RFC 2308 (negative answers).
 """
 
 import asyncio
@@ -39,29 +40,29 @@ from proxyshim.net.fiber import run_in_task
 from proxyshim.smtp.host_names import is_host_name
 from proxyshim.smtp.xclient import NO_NAMES, TEMPUNAVAIL, UNAVAILABLE, Names
 
-# How long a result is kept, in seconds: what the DNS says, within these.
+# A result is cached for its TTL, within these limits, in seconds.
 MIN_TTL_S: Final = 1.0
 MAX_TTL_S: Final = 3_600.0
-# A negative answer's own TTL is in a record that the resolver library does not show, and what
-# /etc/hosts says has none.
-UNSAID_TTL_S: Final = 60.0
-# A failure is soon asked for again, but not by every session of a busy minute.
+# For results without a known TTL: that of a negative answer is in a record that the resolver
+# library does not expose, and /etc/hosts has none.
+DEFAULT_TTL_S: Final = 60.0
+# After a failure we soon ask again, but not for every session of a busy minute.
 FAILURE_TTL_S: Final = 5.0
 
-# Sessions stop waiting long before; this is when a lookup gives its place in flight away.
+# When a lookup gives up its place in flight.  Sessions stop waiting long before.
 LOOKUP_LIMIT_S: Final = 15.0
-# The first try at each server, in seconds; the next ones take longer.  glibc, which the MTA
-# uses, tries twice with 5 s each.
+# The time limit for the first try at each server, in seconds; the library extends it for later
+# tries.  glibc, which the MTA uses, tries twice, for 5 s each.
 TRY_S: Final = 1.5
 TRIES: Final = 3
 
-# Address records of one name that are looked at.
+# How many address records of one name we search for the client's address.
 MAX_ADDRESS_RECORDS: Final = 1_000
-# The resolver library has a cache of its own, by TTL, without a bound (1.2 kB an answer, seen
-# with c-ares 1.34).  After so many questions it is given up, cache and all, for a new one.
+# The resolver library also caches by TTL, without a bound (we measured 1.2 kB per answer with
+# c-ares 1.34).  After this many lookups we replace the channel, and with it that cache.
 RENEW_AFTER: Final = 20_000
 
-# The name is too long to be asked for: it does not exist either.
+# A name that is too long to be asked for (EBADNAME) does not exist either.
 _NO_SUCH_RECORD: Final = frozenset(
     {
         pycares.errno.ARES_ENOTFOUND,
@@ -72,7 +73,7 @@ _NO_SUCH_RECORD: Final = frozenset(
 
 
 class Result(StrEnum):
-    """How a session's question for names was answered: the metric's label."""
+    """How a session's question for names was answered.  The values label the metric."""
 
     CACHED = "cached"
     CONFIRMED = "confirmed"
@@ -85,7 +86,7 @@ class Result(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ResolverSettings:
-    """Whom to ask, and the bounds; no *nameservers* means those of the system."""
+    """Which servers to ask, and the bounds.  No *nameservers* means those of the system."""
 
     nameservers: Sequence[str] = ()
     max_cached: int = 20_000
@@ -94,49 +95,49 @@ class ResolverSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What a lookup came to, and for how many seconds that holds."""
+    """The result of a lookup, and for how many seconds it is valid."""
 
     names: Names
     result: Result
     ttl_s: float
 
 
-_NOTHING: Final = _Found(NO_NAMES, Result.UNKNOWN, UNSAID_TTL_S)
+_NOTHING: Final = _Found(NO_NAMES, Result.UNKNOWN, DEFAULT_TTL_S)
 _OVERLOAD: Final = _Found(
     Names(TEMPUNAVAIL, TEMPUNAVAIL), Result.OVERLOADED, FAILURE_TTL_S
 )
 
 
 class _Lookup:
-    """A lookup in flight, which any number of sessions wait for."""
+    """A lookup in flight.  Any number of sessions may wait for it."""
 
     __slots__ = ("reverse_name", "task")
 
     def __init__(self) -> None:
-        """Begin with nothing known; the resolver puts in the task."""
+        """Start with nothing known; the resolver sets *task*."""
         self.task: asyncio.Task[_Found]
         self.reverse_name = TEMPUNAVAIL
 
     def so_far(self, result: Result) -> _Found:
-        """Return what can be said when it is given up, with that *result*."""
+        """Return what is known if the lookup ends now, with that *result*."""
         return _Found(Names(TEMPUNAVAIL, self.reverse_name), result, FAILURE_TTL_S)
 
 
 class Question:
-    """One session's question: asked already, answered within its time limit."""
+    """One session's question: already asked, and answered within its time limit."""
 
     __slots__ = ("_deadline", "_lookup", "_metrics")
 
     def __init__(
         self, metrics: Metrics, lookup: _Lookup | _Found, deadline: float
     ) -> None:
-        """Wait for a *lookup* until *deadline*, by the loop's clock; or know it already."""
+        """Take a *lookup* to wait for until *deadline* (loop time), or its known result."""
         self._metrics = metrics
         self._lookup = lookup
         self._deadline = deadline
 
     async def answer(self) -> Names:
-        """Return the names; ``[TEMPUNAVAIL]`` for what is not known when the time is up."""
+        """Return the names, with ``[TEMPUNAVAIL]`` for any that is not known in time."""
         found = self._lookup
         if isinstance(found, _Lookup):
             loop = asyncio.get_running_loop()
@@ -147,14 +148,14 @@ class Question:
     async def _wait(self, lookup: _Lookup) -> _Found:
         try:
             async with asyncio.timeout_at(self._deadline):
-                # Shielded: others wait for it too, or will ask the same.
+                # Shielded, because other sessions wait for it too, or will ask the same.
                 return await asyncio.shield(lookup.task)
         except TimeoutError:
             return lookup.so_far(Result.TIMED_OUT)
 
 
 class Resolver:
-    """All lookups of the process, and what is known from earlier ones."""
+    """All lookups of the process, and the cache of their results."""
 
     def __init__(
         self,
@@ -162,7 +163,7 @@ class Resolver:
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Nothing is opened before the first question; *clock* is for the cache."""
+        """Open nothing before the first question.  *clock* times the cache."""
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
@@ -172,7 +173,7 @@ class Resolver:
         self._in_flight: dict[Address, _Lookup] = {}
 
     def ask(self, address: Address, timeout_s: float) -> Question:
-        """Begin to look for the names of *address*; at most *timeout_s* are waited."""
+        """Start to look up the names of *address*; the answer takes *timeout_s* at most."""
         deadline = asyncio.get_running_loop().time() + timeout_s
         found = self._recall(address) or self._in_flight.get(address)
         if found is None and len(self._in_flight) >= self._settings.max_in_flight:
@@ -180,7 +181,7 @@ class Resolver:
         return Question(self._metrics, found or self._begin(address), deadline)
 
     async def close(self) -> None:
-        """Give up what is in flight."""
+        """Cancel the lookups in flight."""
         tasks = [lookup.task for lookup in self._in_flight.values()]
         for task in tasks:
             task.cancel()
@@ -236,12 +237,15 @@ class Resolver:
             self._metrics.name_lookup_s.observe(time.monotonic() - started)
 
     def _channel(self) -> aiodns.DNSResolver:
-        """Return what to ask the DNS with; who got an earlier one goes on with that."""
+        """Return the current DNS channel.
+
+        Lookups in progress keep the channel that they started with.
+        """
         self._lookups_of_dns += 1
         if self._dns is None or self._lookups_of_dns > RENEW_AFTER:
             self._lookups_of_dns = 1
-            # "f": what is asked for as a host is looked for in /etc/hosts alone; the DNS is
-            # asked for records, by their type.
+            # "f": the library's functions for hosts read only /etc/hosts.  For the DNS we use
+            # its function for records.
             self._dns = aiodns.DNSResolver(
                 self._settings.nameservers, lookups="f", timeout=TRY_S, tries=TRIES
             )
@@ -249,7 +253,10 @@ class Resolver:
 
 
 async def _find(dns: aiodns.DNSResolver, address: Address, lookup: _Lookup) -> _Found:
-    """Ask both ways; tell *lookup* what is known between them.  Raises DNSError."""
+    """Look up the PTR, then confirm it; note the name in *lookup* in between.
+
+    Raises DNSError.
+    """
     name, ttl_s = await _reverse_name(dns, address)
     if name is None or not is_host_name(name):
         return _NOTHING
@@ -264,29 +271,29 @@ async def _find(dns: aiodns.DNSResolver, address: Address, lookup: _Lookup) -> _
 async def _reverse_name(
     dns: aiodns.DNSResolver, address: Address
 ) -> tuple[bytes | None, float]:
-    """Return the address's name, whatever it looks like, and for how long that holds.
+    """Return the name of *address*, whatever it looks like, and its TTL.
 
-    Of several PTR records the first counts and the others do not, as for Postfix; not even
-    when the first holds no host name.
+    Of several PTR records only the first counts, even if it does not contain a host name.
+    Postfix does the same.
     """
     listed = await _listed_name(dns, address)
     if listed is not None:
-        return listed, UNSAID_TTL_S
+        return listed, DEFAULT_TTL_S
     records, ttl_s = await _records(dns, address.reverse_pointer, "PTR")
     for data in records:
         if isinstance(data, pycares.PTRRecordData):
-            return _octets(data.dname), ttl_s
+            return _as_bytes(data.dname), ttl_s
     return None, ttl_s
 
 
 async def _confirm(
     dns: aiodns.DNSResolver, name: bytes, address: Address
 ) -> tuple[bool, float]:
-    """Tell whether *name* has *address*, and for how long that holds."""
+    """Return whether *name* has *address*, and the TTL of that answer."""
     text = name.decode("ascii")
     listed = await _listed_addresses(dns, text, address.version)
     if listed:
-        return str(address) in listed, UNSAID_TTL_S
+        return str(address) in listed, DEFAULT_TTL_S
     records, ttl_s = await _records(dns, text, "A" if address.version == 4 else "AAAA")
     found = (
         data.addr
@@ -299,26 +306,26 @@ async def _confirm(
 async def _records(
     dns: aiodns.DNSResolver, name: str, kind: Literal["PTR", "A", "AAAA"]
 ) -> tuple[list[object], float]:
-    """Return an answer's data, CNAMEs included, and the least TTL in it.
+    """Return the data of an answer, including CNAMEs, and the lowest TTL in it.
 
-    None exist: an empty list.  Raises DNSError when it can't be said.
+    The list is empty if there are no such records.  Raises DNSError if that remains unknown.
     """
     try:
         records = (await dns.query_dns(name, kind)).answer
     except aiodns.error.DNSError as error:
         if error.args[0] in _NO_SUCH_RECORD:
-            return [], UNSAID_TTL_S
+            return [], DEFAULT_TTL_S
         raise
-    ttl_s = min((record.ttl for record in records), default=UNSAID_TTL_S)
+    ttl_s = min((record.ttl for record in records), default=DEFAULT_TTL_S)
     return [record.data for record in records], ttl_s
 
 
-# /etc/hosts.  The library reads it again when it has changed, and answers at once.
+# /etc/hosts.  The library reads it again after a change, and answers at once.
 
 
 async def _listed_name(dns: aiodns.DNSResolver, address: Address) -> bytes | None:
     try:
-        return _octets((await dns.gethostbyaddr(str(address))).name)
+        return _as_bytes((await dns.gethostbyaddr(str(address))).name)
     except aiodns.error.DNSError:
         return None
 
@@ -334,6 +341,6 @@ async def _listed_addresses(
     return {node.addr[0].decode("ascii") for node in found.nodes}
 
 
-def _octets(name: str | bytes) -> bytes:
-    """Return a name from the library as octets; an odd one does not pass for a host's."""
+def _as_bytes(name: str | bytes) -> bytes:
+    """Return a name from the library as bytes.  A non-ASCII one then fails is_host_name()."""
     return name if isinstance(name, bytes) else name.encode("utf-8", "replace")

@@ -1,8 +1,8 @@
-"""PROXY headers for tests: built independently of the code under test, and checked.
+"""Builders and checkers of PROXY headers for tests, independent of the code under test.
 
-The reader keeps no state: it gets all octets that have come so far, each time.  So every
-split of an input is a choice from the same calls, one for each number of octets.  The
-checkers make all of them.
+The reader keeps no state: each call gets all octets received so far.  Every split of an input
+is therefore a selection from the same calls, one for each number of octets, and the checkers
+make all of these calls.
 """
 
 from collections.abc import Iterable
@@ -18,8 +18,8 @@ LOCAL, PROXY = 0x20, 0x21
 TCP4, UDP4, TCP6, UDP6, UNIX, UNIXDGRAM = 0x11, 0x12, 0x21, 0x22, 0x31, 0x32
 ALPN, AUTHORITY, CRC32C, NOOP, UNIQUE_ID, SSL = 0x01, 0x02, 0x03, 0x04, 0x05, 0x20
 
-# What a session may hold behind a header: nothing, SMTP, and what looks like a header.
-BEHIND = (
+# What may follow a header in a session: nothing, SMTP, and octets that look like a header.
+FOLLOWING = (
     b"",
     b"\n",
     b"EHLO client.example\r\nMAIL FROM:<>\r\n",
@@ -30,20 +30,20 @@ BEHIND = (
 
 
 def reads(data: bytes, expected: ProxyHeader) -> None:
-    """Check that *data* is read as *expected*, and nothing but *expected*.
+    """Check that *data* is always read as *expected*.
 
-    Whole; cut in two at every octet; one octet at a time; and followed by SMTP.
+    The header comes whole, cut in two at every octet, one octet at a time, and followed by SMTP.
     """
     for count in range(len(data)):
         assert read_header(data[:count]) is None, f"not complete: {data[:count]!r}"
-    for behind in BEHIND:
-        assert read_header(data + behind) == (expected, len(data))
+    for following in FOLLOWING:
+        assert read_header(data + following) == (expected, len(data))
 
 
 def refuses(data: bytes, reason: Reason) -> int:
     """Check that *data* is refused for *reason*, in any split, and stays refused.
 
-    Returns how many octets it took.
+    Returns the number of octets after which it is refused.
     """
     count = 0
     while not (refused := refusal(data[:count])):
@@ -52,17 +52,17 @@ def refuses(data: bytes, reason: Reason) -> int:
     assert refused.reason is reason
     for more in range(count, len(data) + 1):
         refused = refusal(data[:more])
-        assert refused, f"refused before, but not with {more} octets"
+        assert refused, f"refused with fewer octets, but not with {more}"
         assert refused.reason is reason
-    for behind in BEHIND:
-        refused = refusal(data + behind)
+    for following in FOLLOWING:
+        refused = refusal(data + following)
         assert refused
         assert refused.reason is reason
     return count
 
 
 def refusal(data: bytes) -> ProxyHeaderError | None:
-    """Return the error that *data* raises; None when it is or can become a header."""
+    """Return the error that *data* raises; None if it is a header or can become one."""
     try:
         read_header(data)
     except ProxyHeaderError as error:
@@ -71,7 +71,7 @@ def refusal(data: bytes) -> ProxyHeaderError | None:
 
 
 def in_pieces(pieces: Iterable[bytes]) -> tuple[ProxyHeader, int] | Reason | None:
-    """Return what becomes of a header that comes in *pieces*."""
+    """Return the result of reading a header that arrives in *pieces*."""
     received = b""
     for piece in pieces:
         received += piece
@@ -93,7 +93,7 @@ def build_v1(
 
 
 def build_v2(version_command: int, family: int, *body: bytes) -> bytes:
-    """Write a v2 header, the checksum included where *body* has the TLV CHECKSUM."""
+    """Write a v2 header, and compute its checksum if *body* has the TLV CHECKSUM."""
     block = b"".join(body)
     fixed = pack("!12sBBH", V2_SIGNATURE, version_command, family, len(block))
     if CHECKSUM in body:
@@ -106,7 +106,7 @@ def build_v2(version_command: int, family: int, *body: bytes) -> bytes:
 def addresses(
     source: Address, destination: Address, source_port: int, destination_port: int
 ) -> bytes:
-    """Write the address block of TCP and UDP."""
+    """Write the address block for TCP and UDP."""
     ports = pack("!HH", source_port, destination_port)
     return source.packed + destination.packed + ports
 
@@ -117,7 +117,7 @@ def tlv(kind: int, value: bytes) -> bytes:
 
 
 def ssl_tlv(client: int, verify: int, *parts: bytes) -> bytes:
-    """Write an SSL TLV with TLVs inside."""
+    """Write an SSL TLV that contains the TLVs *parts*."""
     return tlv(SSL, pack("!BI", client, verify) + b"".join(parts))
 
 
@@ -125,7 +125,7 @@ CHECKSUM = tlv(CRC32C, bytes(4))
 
 
 def crc32c_bit_by_bit(octets: bytes) -> int:
-    """Divide as RFC 3720 defines it, without a table."""
+    """Compute CRC-32C as RFC 3720 defines it, without a table."""
     crc = 0xFFFFFFFF
     for octet in octets:
         crc ^= octet

@@ -1,11 +1,12 @@
-"""``proxyshim check``: what would go wrong, and what to write so that it does not.
+"""``proxyshim check``: reports what would go wrong, and what to write to prevent it.
 
-- ``surroundings.py``  reads what the configuration does not hold: list lines, users
-- ``setup.py``         judges listeners, lists and claims; looks at nothing itself
-- ``questions.py``     asks the backend, as the shim and in the name of clients
+- ``surroundings.py``  reads facts outside the configuration: the lines of lists, local users
+- ``setup.py``         judges listeners, lists and claims; reads nothing itself
+- ``questions.py``     asks the backend, as the shim and on behalf of clients
 - ``answers.py``       what a backend was asked, and what it answered
 - ``verdicts.py``      judges the answers; asks nothing itself
-- ``findings.py``      a finding, its line, the summary, the exit status
+
+``proxyshim/findings.py`` has the finding, its line, the summary and the exit status.
 """
 
 import asyncio
@@ -22,9 +23,9 @@ from proxyshim.net.reactor import Reactor
 
 
 async def examine(config: Config, say: Callable[[str], None]) -> int:
-    """Check everything, *say* each finding when it is made; return the exit status.
+    """Check everything, *say* each finding as soon as it is made, and return the exit status.
 
-    Raises ConfigError when a list has become unreadable since it was loaded.
+    Raises ConfigError if a list has become unreadable since it was loaded.
     """
     with closing(Reactor(asyncio.get_running_loop())) as reactor:
         return await _examine(config, reactor, say)
@@ -42,7 +43,7 @@ async def _examine(config: Config, reactor: Reactor, say: Callable[[str], None])
         report(finding)
     for backend in await find_backends(config, reactor):
         if is_own_listener(config, backend.name):
-            report(_endless(str(backend.name)))
+            report(_own_listener(str(backend.name)))
             continue
         answers = await ask(backend)
         for finding in judge(backend, answers):
@@ -51,10 +52,10 @@ async def _examine(config: Config, reactor: Reactor, say: Callable[[str], None])
     return exit_status(findings)
 
 
-def _endless(backend: str) -> Finding:
+def _own_listener(backend: str) -> Finding:
     return Finding(
         Severity.ERROR,
         f"backend {backend}",
-        "is a listener of proxyshim's own: each session would open another, without"
-        " end; write the address of the mail server as backend",
+        "is one of proxyshim's own listeners: each session would open another one,"
+        " endlessly; write the address of the mail server as backend",
     )

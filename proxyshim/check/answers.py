@@ -12,11 +12,12 @@ from proxyshim.errors import BackendError
 from proxyshim.smtp.extensions import read_extensions
 from proxyshim.smtp.replies import Reply
 
-# Nobody has these addresses (RFC 5737, RFC 3849).
+# No host has these addresses (RFC 5737, RFC 3849).
 STRANGER: Final[Address] = ip_address("192.0.2.1")
 STRANGER_V6: Final[Address] = ip_address("2001:db8::1")
 
-MAX_BELIEVED_ASKED: Final = 12  # of a listener's believed_claims
+# How many of a listener's believed_claims we ask about.
+MAX_BELIEVED_ASKED: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,9 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """What the backend says to the shim, *shim* being our address there if it has one.
+    """The backend's replies to the shim; *shim* is the shim's address, if the socket has one.
 
-    Behind a greeting that is no 220 there is no EHLO; LHLO is tried when EHLO was refused.
+    After a greeting other than 220 we send no EHLO; if EHLO was refused, we try LHLO.
     """
 
     greeting: Reply
@@ -52,13 +53,13 @@ class Hello:
 
     @property
     def offered(self) -> Mapping[bytes, bytes]:
-        """Return what it offers us."""
+        """The extensions that the backend offers to the shim."""
         return read_extensions(self.ehlo) if self.ehlo else {}
 
 
 @dataclass(frozen=True, slots=True)
 class AsClient:
-    """What the backend says to a client; *relay* is its last word to mail for elsewhere."""
+    """The backend's replies to a client; *relay* is its last reply to mail that needs relaying."""
 
     ehlo: Reply
     relay: Reply
@@ -66,14 +67,15 @@ class AsClient:
 
     @property
     def offered(self) -> Mapping[bytes, bytes]:
-        """Return what it offers this client."""
+        """The extensions that the backend offers to this client."""
         return read_extensions(self.ehlo)
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """All that a backend was asked.  An address that is missing was not."""
+    """All answers of a backend.  It was not asked as an address that is missing here."""
 
     hello: Hello | BackendError
     as_client: Mapping[Address, AsClient | BackendError]
-    neighbour: Address = STRANGER  # of the shim's own address, when that was asked
+    # The address next to the shim's own, if the backend was asked as that.
+    neighbour: Address = STRANGER

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Final
 
 from proxyshim.addresses import Address, Endpoint, SocketName
+from proxyshim.allowlist import read_network
 from proxyshim.backend.dial import BackendLimits, Dial
 from proxyshim.backend.dialogue import BackendDialogue
 from proxyshim.check.answers import (
@@ -27,7 +28,6 @@ from proxyshim.check.answers import (
     Hello,
 )
 from proxyshim.check.setup import is_loopback, takes_claims
-from proxyshim.check.surroundings import read_network
 from proxyshim.config import Config, Listener
 from proxyshim.conveyance import BY_NAME
 from proxyshim.conveyance.contract import Relayed, no_names, no_warning

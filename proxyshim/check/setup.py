@@ -1,6 +1,6 @@
-"""Judges the set-up before the backend is asked: what is bound, listed and believed.
+"""Judges the set-up before ``check`` asks the backend: what is bound, listed and believed.
 
-Pure: from the configuration and its surroundings to findings.
+Pure: it turns the configuration and its surroundings into findings.
 """
 
 from collections.abc import Iterator
@@ -8,17 +8,13 @@ from ipaddress import ip_network
 from typing import Final
 
 from proxyshim.addresses import SocketName
-from proxyshim.check.surroundings import (
-    ListEntry,
-    Network,
-    Surroundings,
-    read_network,
-)
+from proxyshim.allowlist import ListEntry, Network, read_network
+from proxyshim.check.surroundings import Surroundings
 from proxyshim.config import Config, Listener
 from proxyshim.findings import Finding, Severity
 
-# A list of proxies names hosts, or the subnet they are in.  What is shorter is a provider's
-# or a whole company's, and other machines than proxies are in it.
+# A list of proxies names hosts, or the subnet that they are in.  A shorter prefix belongs to a
+# provider or to a whole company, and covers machines that are not proxies.
 SHORTEST_PREFIX: Final = {4: 16, 6: 32}
 MAX_SHOWN: Final = 3
 
@@ -32,7 +28,7 @@ _WRITE_BY_OTHERS: Final = 0o002
 
 
 def judge_setup(config: Config, surroundings: Surroundings) -> Iterator[Finding]:
-    """Say what was found, listener by listener."""
+    """Yield the findings, listener by listener."""
     names = ", ".join(listener.settings.name for listener in config.listeners)
     yield Finding(Severity.OK, str(config.path), f"valid; listeners: {names}")
     for listener in config.listeners:
@@ -45,17 +41,17 @@ def judge_setup(config: Config, surroundings: Surroundings) -> Iterator[Finding]
 
 
 def subject_of(listener: Listener) -> str:
-    """Return what findings about a listener begin with."""
+    """Return the subject of findings about a listener."""
     return f"listener {listener.settings.name}"
 
 
 def takes_claims(listener: Listener) -> bool:
-    """Tell whether some peer of the listener may say who the client is."""
+    """Return True if any peer of the listener may state who its client is."""
     return len(listener.allowlist) > 0 or any(not bind.host for bind in listener.binds)
 
 
 def is_own_listener(config: Config, backend: SocketName) -> bool:
-    """Tell whether the backend is one of our own listeners: sessions without end."""
+    """Return True if the backend is one of our own listeners: an endless loop of sessions."""
     return any(
         _is_reached_by(bind, backend)
         for listener in config.listeners
@@ -109,8 +105,8 @@ def _judge_wide(
     yield Finding(
         Severity.WARNING,
         subject_of(listener),
-        f"the list is wide: {shown}{more}; whoever has an address in there can claim"
-        " to be any client; list the addresses of the proxies and no others",
+        f"the list is wide: {shown}{more}; any host with an address in it can claim"
+        " to be any client; list only the addresses of the proxies",
     )
 
 
@@ -125,8 +121,8 @@ def _judge_loopback(
         subject_of(listener),
         f"{local.network} ({local.place}) is this host, and it has other users"
         f" ({_shown(users)}): each of them can claim to be any client; let the proxy"
-        ' on this host connect to a unix socket instead, "unix:/path" in bind, in a'
-        " directory that it can enter and they can't",
+        ' on this host connect to a unix socket instead ("unix:/path" in bind), in a'
+        " directory that only the proxy can enter",
     )
 
 
@@ -140,7 +136,7 @@ def _judge_unix_mode(listener: Listener) -> Iterator[Finding]:
         subject_of(listener),
         f'unix_mode = "{mode}" lets every user of this host connect to'
         f" {', '.join(paths)} and claim to be any client; write"
-        ' unix_mode = "0660" and put the proxy into the group of the socket',
+        ' unix_mode = "0660" and add the proxy to the group of the socket',
     )
 
 
@@ -150,14 +146,14 @@ def _judge_believed(listener: Listener) -> Iterator[Finding]:
             yield Finding(
                 Severity.UNSAFE,
                 subject_of(listener),
-                f'believed_claims holds "{entry}", which is this host and the'
-                " backend's: a client for whom a listed proxy claims such an address"
-                " may relay, and more; take the entry out",
+                f'believed_claims contains "{entry}", which means this host and also'
+                " the backend's: a client with such an address in its PROXY header may"
+                " relay, and more; remove the entry",
             )
 
 
 def is_loopback(network: Network) -> bool:
-    """Tell whether a network holds addresses of the loopback."""
+    """Return True if a network contains loopback addresses."""
     return any(
         network.version == loop.version and network.overlaps(loop) for loop in LOOPBACK
     )

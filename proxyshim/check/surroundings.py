@@ -1,64 +1,33 @@
-"""What ``check`` looks at besides the configuration: the lists' own lines, this host's users."""
+"""What ``check`` reads besides the configuration: the lists, and the users of this host."""
 
 import pwd
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
-from pathlib import Path
 from typing import Final
 
+from proxyshim.allowlist import ListEntry, read_entries
 from proxyshim.config import Config, read_text
-
-Network = IPv4Network | IPv6Network
 
 # Debian's UID_MIN and UID_MAX (login.defs): people, not services.
 _PEOPLE: Final = range(1000, 60_001)
 _NO_LOGIN: Final = ("nologin", "false")
 
-_V4_MAPPED: Final = IPv6Network("::ffff:0:0/96")
-
-
-@dataclass(frozen=True, slots=True)
-class ListEntry:
-    """A line of a list of proxies; *place* is its file and number."""
-
-    place: str
-    network: Network
-
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """The entries of each listener's list, by its name; and who can log in here."""
+    """The entries of each listener's list, by its name, and the users that can log in here."""
 
     lists: dict[str, tuple[ListEntry, ...]]
     users: tuple[str, ...]
 
 
 def look_around(config: Config) -> Surroundings:
-    """Read the lists once more, for their line numbers.  Raises ConfigError."""
+    """Read the lists once more, now with their line numbers.  Raises ConfigError."""
     lists = {}
     for listener in config.listeners:
         if listener.settings.haproxy_hosts is not None:
             path = config.path.parent / listener.settings.haproxy_hosts
-            lists[listener.settings.name] = _read_list(path)
+            lists[listener.settings.name] = read_entries(read_text(path), str(path))
     return Surroundings(lists, _read_users())
-
-
-def _read_list(path: Path) -> tuple[ListEntry, ...]:
-    """Return a list's entries; the configuration has been loaded, so they are sound."""
-    entries = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if text := line.partition("#")[0].strip():
-            entries.append(ListEntry(f"{path}: line {number}", read_network(text)))
-    return tuple(entries)
-
-
-def read_network(text: str) -> Network:
-    """Read an address or network that the configuration took, folded as it is there."""
-    network = ip_network(text)
-    if isinstance(network, IPv6Network) and network.subnet_of(_V4_MAPPED):
-        address = network.network_address.ipv4_mapped
-        return ip_network(f"{address}/{network.prefixlen - _V4_MAPPED.prefixlen}")
-    return network
 
 
 def _read_users() -> tuple[str, ...]:

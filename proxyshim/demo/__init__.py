@@ -1,12 +1,12 @@
-"""``proxyshim demo``: an embedded MTA, the shim in front of it, and who talks to them.
+"""``proxyshim demo``: an embedded MTA, the shim in front of it, and peers that connect.
 
 - ``mta.py``            the MTA: aiosmtpd with XCLIENT as in Postfix, and a Maildir
 - ``pair.py``           that MTA and a real shim in front of it, on one loop
 - ``dialogue.py``       a client's side of an SMTP connection, shown line by line
-- ``conversations.py``  what the four peers say, and what must come of it
-- ``log.py``            keeps what the shim logs meanwhile
-- ``play.py``           plays the four and prints what happened
-- ``serve.py``          keeps the pair running on a port, to play with
+- ``conversations.py``  what each of the four peers sends, and how its session must end
+- ``log.py``            collects what the shim logs meanwhile
+- ``play.py``           plays the four conversations and prints what happened
+- ``serve.py``          keeps the pair running on a port, for experiments
 
 Nothing outside this package imports aiosmtpd, which is an optional extra.
 """
@@ -32,9 +32,10 @@ STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 def run_demo(*, serve: bool, listen: str, maildir: Path | None) -> int:
-    """Play the four conversations, or keep the pair running on *listen*; the exit code.
+    """Play the four conversations, or keep the pair running on *listen*.
 
-    Mail is stored in *maildir*, which is then kept; else in a folder that is removed.
+    The MTA stores mail in *maildir* and leaves it there; without one, in a folder that is removed
+    at the end.  Returns the exit code.
     """
     try:
         from proxyshim.demo.play import play
@@ -42,7 +43,7 @@ def run_demo(*, serve: bool, listen: str, maildir: Path | None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "aiosmtpd":
             raise
-        complain("it needs aiosmtpd: pip install 'proxyshim[demo]'")
+        complain("aiosmtpd is missing: pip install 'proxyshim[demo]'")
         return EX_UNAVAILABLE
     if not LISTEN.fullmatch(listen):
         complain(f"not an IPv4 ADDRESS:PORT: {listen!r}")
@@ -57,12 +58,12 @@ def run_demo(*, serve: bool, listen: str, maildir: Path | None) -> int:
 
 
 def run(main: Coroutine[None, None, int]) -> int:
-    """Run *main*; what keeps it from its work becomes one line and a 1."""
+    """Run *main*; an error that stops it becomes one line on stderr and exit code 1."""
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(until_signalled(main))
     except TimeoutError:
-        complain("it took too long to start or to stop")
+        complain("the demo took too long to start or to stop")
     except OSError as error:
         complain(": ".join(filter(None, (error.filename, error.strerror))))
     except ConfigError as error:
@@ -71,12 +72,12 @@ def run(main: Coroutine[None, None, int]) -> int:
 
 
 def complain(text: str) -> None:
-    """Say in one line why there is no demo."""
+    """Print one line that explains why the demo cannot run."""
     print(f"proxyshim demo: {text}", file=sys.stderr)
 
 
 async def until_signalled(main: Coroutine[None, None, int]) -> int:
-    """Await *main*; SIGINT and SIGTERM cancel it, and give the code as a shell does."""
+    """Await *main*, which SIGINT and SIGTERM cancel; the exit code is then a shell's."""
     loop = asyncio.get_running_loop()
     task = loop.create_task(main)
     caught: list[int] = []

@@ -1,9 +1,8 @@
-"""The demo's four conversations: what each peer says, and how it should end.
+"""The demo's four conversations: what each peer sends, and how its session should end.
 
-A conversation is a coroutine that reads as its transcript, and a judge that looks at
-what the MTA saw.  Both raise ExpectationError when something is not as it should be;
-what the judge returns is the verdict.  The claimed addresses are documentation
-addresses (RFC 5737, RFC 3849).
+A conversation is a coroutine that reads like its transcript, and a judge that checks what the
+MTA saw.  Both raise ExpectationError if something is wrong; the judge returns the verdict.  The
+claimed addresses are documentation addresses (RFC 5737, RFC 3849).
 """
 
 import struct
@@ -31,7 +30,7 @@ V2_AUTHORITY = 0x02
 
 
 def write_v1(source: Endpoint, destination: Endpoint) -> bytes:
-    """Write the PROXY header, version 1 (PROXY spec, 2.1)."""
+    """Write a PROXY header of version 1 (PROXY spec, 2.1)."""
     return (
         f"PROXY TCP{source.address.version} {source.address} {destination.address} "
         f"{source.port} {destination.port}\r\n"
@@ -39,7 +38,7 @@ def write_v1(source: Endpoint, destination: Endpoint) -> bytes:
 
 
 def write_v2(source: Endpoint, destination: Endpoint, authority: bytes) -> bytes:
-    """Write the PROXY header, version 2, with one TLV (PROXY spec, 2.2)."""
+    """Write a PROXY header of version 2, with one TLV (PROXY spec, 2.2)."""
     body = source.address.packed + destination.address.packed
     body += struct.pack("!HH", source.port, destination.port)
     body += struct.pack("!BH", V2_AUTHORITY, len(authority)) + authority
@@ -47,26 +46,26 @@ def write_v2(source: Endpoint, destination: Endpoint, authority: bytes) -> bytes
     return V2_SIGNATURE + struct.pack("!BBH", V2_PROXY, family, len(body)) + body
 
 
-def described(octets: bytes) -> list[str]:
-    """Return what a header of version 2 says, and then its octets."""
+def describe_header(octets: bytes) -> list[str]:
+    """Return lines with the content of a header of version 2, followed by its octets."""
     read = read_header(octets)
-    assert read is not None, "it is whole"
+    assert read is not None, "the header is complete"
     header, length = read
     tlvs = (f"   {name} {value}" for name, value in header.log_details().items())
     text = octets.hex(" ")
     return [
-        f"PROXY header, version {header.version}, {length} octets, which say:",
+        f"PROXY header, version {header.version}, {length} octets, which mean:",
         f"   {header.command} {header.family}, {header.source} to {header.destination}",
         *tlvs,
         *(f"   {text[at : at + 72].strip()}" for at in range(0, len(text), 72)),
     ]
 
 
-# --- what the peers say ---------------------------------------------------------------
+# --- what the peers send --------------------------------------------------------------
 
 
 async def greet(talk: Dialogue) -> None:
-    """Take the greeting, say EHLO; XCLIENT must not be among what is offered."""
+    """Read the greeting and send EHLO; the reply must not offer XCLIENT."""
     await talk.reply("220 ")
     offered = await talk.command("EHLO client.example", "250")
     if any(line[4:11].upper() == "XCLIENT" for line in offered):
@@ -74,7 +73,7 @@ async def greet(talk: Dialogue) -> None:
 
 
 async def send_mail(talk: Dialogue) -> None:
-    """Send one message and take leave."""
+    """Send one message, then QUIT."""
     await talk.command("MAIL FROM:<alice@client.example>", "250")
     await talk.command("RCPT TO:<bob@example.net>", "250")
     await talk.command("DATA", "354")
@@ -91,33 +90,33 @@ async def send_mail(talk: Dialogue) -> None:
     await talk.closed()
 
 
-async def listed_v1(talk: Dialogue) -> None:
+async def play_listed_v1(talk: Dialogue) -> None:
     """Play HAProxy with send-proxy: a header, then the client's own session."""
     await talk.send(write_v1(CLIENT_V4, FRONT_V4))
     await greet(talk)
     await send_mail(talk)
 
 
-async def listed_v2(talk: Dialogue) -> None:
+async def play_listed_v2(talk: Dialogue) -> None:
     """Play HAProxy with send-proxy-v2: the same in binary, with a TLV."""
     header = write_v2(CLIENT_V6, FRONT_V6, b"mx.example.net")
-    await talk.send(header, described(header))
+    await talk.send(header, describe_header(header))
     await greet(talk)
     await send_mail(talk)
 
 
-async def direct(talk: Dialogue) -> None:
-    """Play any mail server, one that would like to be somebody else."""
+async def play_direct(talk: Dialogue) -> None:
+    """Play an ordinary mail server that also tries to pose as another client."""
     await greet(talk)
     await talk.command(f"XCLIENT ADDR={CLIENT_V4.address}", "550 5.7.0")
     await send_mail(talk)
 
 
-async def unlisted(talk: Dialogue) -> None:
-    """Play a proxy that haproxy_hosts lacks, or a client that tries its luck."""
+async def play_unlisted(talk: Dialogue) -> None:
+    """Play a proxy that is missing from haproxy_hosts, or a client that poses as a proxy."""
     await talk.send(write_v1(CLIENT_V4, FRONT_V4))
     refusal = f"421 4.7.1 PROXY not allowed from [{UNLISTED_PEER}]"
-    # As to any client, the greeting may have been on its way before the header came.
+    # As with any client, the greeting may have been sent before the header arrived.
     [first, *_] = await talk.reply(refusal, "220 ")
     if first.startswith("220 "):
         await talk.reply(refusal)
@@ -129,18 +128,20 @@ async def unlisted(talk: Dialogue) -> None:
 Judge = Callable[[EmbeddedMta, Sequence[MtaSession], Endpoint], str]
 
 
-def delivered_as(
+def check_delivered_as(
     mta: EmbeddedMta, sessions: Sequence[MtaSession], client: Endpoint
 ) -> None:
-    """Check that one message came, from *client* and from nobody else."""
+    """Check that one message arrived, and that *client* is the only client the MTA saw."""
     seen = [
         Endpoint(s.client.addr, s.client.port or 0) for s in sessions if s.client.addr
     ]
     if seen != [client]:
-        who = ", ".join(map(str, seen)) or "nobody"
-        raise ExpectationError(f"the MTA should have seen {client}; it saw {who}")
+        found = ", ".join(map(str, seen)) or "no client"
+        raise ExpectationError(f"the MTA should have seen {client}; it saw {found}")
     if any(len(session.xclients) != 1 for session in sessions):
-        raise ExpectationError("the MTA should hear one XCLIENT, from proxyshim")
+        raise ExpectationError(
+            "the MTA should receive exactly one XCLIENT, from proxyshim"
+        )
     if any(session.may_xclient for session in sessions):
         raise ExpectationError("the client may still send XCLIENT to the MTA")
     messages = [message for session in sessions for message in session.messages]
@@ -154,42 +155,44 @@ def delivered_as(
         raise ExpectationError(f"the Received header does not name {client}")
 
 
-def is_claimed_v4(
+def expect_claimed_v4(
     mta: EmbeddedMta, sessions: Sequence[MtaSession], local: Endpoint
 ) -> str:
     """Expect the client that the v1 header names."""
-    delivered_as(mta, sessions, CLIENT_V4)
+    check_delivered_as(mta, sessions, CLIENT_V4)
     return f"The MTA saw {CLIENT_V4}, the client in the header, not {local.address}."
 
 
-def is_claimed_v6(
+def expect_claimed_v6(
     mta: EmbeddedMta, sessions: Sequence[MtaSession], local: Endpoint
 ) -> str:
     """Expect the client that the v2 header names."""
-    delivered_as(mta, sessions, CLIENT_V6)
+    check_delivered_as(mta, sessions, CLIENT_V6)
     return f"The MTA saw {CLIENT_V6}, the client in the header, not {local.address}."
 
 
-def is_itself(mta: EmbeddedMta, sessions: Sequence[MtaSession], local: Endpoint) -> str:
+def expect_own_address(
+    mta: EmbeddedMta, sessions: Sequence[MtaSession], local: Endpoint
+) -> str:
     """Expect the socket's own address."""
-    delivered_as(mta, sessions, local)
+    check_delivered_as(mta, sessions, local)
     return f"The MTA saw {local}, as if there were no proxyshim; XCLIENT was refused."
 
 
-def is_refused(
+def expect_refusal(
     mta: EmbeddedMta, sessions: Sequence[MtaSession], local: Endpoint
 ) -> str:
-    """Expect no message, and no session in the claimed client's name."""
+    """Expect no message, and no session as the claimed client."""
     if any(session.client.addr == CLIENT_V4.address for session in sessions):
         raise ExpectationError(f"the MTA believed the claim to be {CLIENT_V4.address}")
     if any(session.messages for session in sessions):
-        raise ExpectationError("the MTA took a message")
-    return f"421 and closed; the MTA never heard of {CLIENT_V4.address}."
+        raise ExpectationError("the MTA accepted a message")
+    return f"421 and closed; the MTA never saw {CLIENT_V4.address}."
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A title, where it connects from, what it says, and what must come of it."""
+    """A title, the peer's address, what the peer sends, and the judge of the result."""
 
     title: str
     about: str
@@ -201,30 +204,30 @@ class Conversation:
 CONVERSATIONS = (
     Conversation(
         "A listed proxy sends a PROXY header, version 1",
-        f"{LISTED_PROXY} is in haproxy_hosts, and says who its client is.",
+        f"{LISTED_PROXY} is in haproxy_hosts, and states who its client is.",
         LISTED_PROXY,
-        listed_v1,
-        is_claimed_v4,
+        play_listed_v1,
+        expect_claimed_v4,
     ),
     Conversation(
         "A listed proxy sends a PROXY header, version 2",
         f"{LISTED_PROXY} again, with the binary header and an IPv6 client.",
         LISTED_PROXY,
-        listed_v2,
-        is_claimed_v6,
+        play_listed_v2,
+        expect_claimed_v6,
     ),
     Conversation(
         "A client comes directly",
-        f"{DIRECT_CLIENT} is not listed and sends no header; it tries XCLIENT, too.",
+        f"{DIRECT_CLIENT} is not listed and sends no header, but it tries XCLIENT.",
         DIRECT_CLIENT,
-        direct,
-        is_itself,
+        play_direct,
+        expect_own_address,
     ),
     Conversation(
         "A peer that is not listed sends a PROXY header",
         f"{UNLISTED_PEER} is not in haproxy_hosts.",
         UNLISTED_PEER,
-        unlisted,
-        is_refused,
+        play_unlisted,
+        expect_refusal,
     ),
 )

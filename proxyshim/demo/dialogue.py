@@ -1,4 +1,4 @@
-"""One side of an SMTP connection, shown line by line, with every wait limited."""
+"""The client's side of an SMTP connection, shown line by line; every wait has a limit."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -13,16 +13,16 @@ SHOWN_OCTETS = 1000
 
 
 class ExpectationError(Exception):
-    """The conversation did not go as it should; the text says what was expected."""
+    """The conversation did not go as it should; the text states what was expected."""
 
 
-def line_of(octets: bytes) -> str:
-    """Return a line for the screen: its end taken off, controls made harmless."""
+def printable_line(octets: bytes) -> str:
+    """Return a line for the screen, without its line end and control characters."""
     return printable(octets.rstrip(b"\r\n"), SHOWN_OCTETS)
 
 
 class Dialogue:
-    """One side of an SMTP connection that shows each line as it passes."""
+    """The client's side of an SMTP connection; it shows each line that passes."""
 
     def __init__(
         self,
@@ -32,20 +32,20 @@ class Dialogue:
     ) -> None:
         """Talk over *reader* and *writer*; hand each line to *show*."""
         local = read_socket_address(writer.get_extra_info("sockname"))
-        assert local is not None, "the demo talks TCP only"
+        assert local is not None, "the demo uses TCP only"
         self.local = local
         self._reader, self._writer, self._show = reader, writer, show
 
     async def send(self, octets: bytes, shown: Sequence[str] = ()) -> None:
-        """Send *octets*; show them, or what *shown* says in their place."""
-        for line in shown or map(line_of, octets.splitlines()):
+        """Send *octets*; show them, or the lines *shown* in their place."""
+        for line in shown or map(printable_line, octets.splitlines()):
             self._show(f"C: {line}")
         self._writer.write(octets)
         async with asyncio.timeout(REPLY_LIMIT_S):
             await self._writer.drain()
 
     async def reply(self, *expected: str) -> list[str]:
-        """Read a whole reply, which must begin as one of *expected*."""
+        """Read a complete reply, which must begin with one of *expected*."""
         wanted = " or ".join(map(repr, expected))
         lines: list[str] = []
         while len(lines) < MAX_REPLY_LINES:
@@ -57,7 +57,7 @@ class Dialogue:
         return lines
 
     async def command(self, line: str, expected: str) -> list[str]:
-        """Send a command; return its reply, which must begin as *expected*."""
+        """Send a command; return its reply, which must begin with *expected*."""
         await self.send(line.encode("ascii") + b"\r\n")
         return await self.reply(expected)
 
@@ -67,7 +67,7 @@ class Dialogue:
             rest = await self._reader.read(1)
         if rest:
             raise ExpectationError(
-                "expected the connection to be closed, got more octets"
+                "expected the connection to be closed, got more data"
             )
         self._show("   (connection closed)")
 
@@ -80,10 +80,10 @@ class Dialogue:
         except asyncio.LimitOverrunError:
             got = "a line without an end"
         except asyncio.IncompleteReadError as error:
-            got = f"the end of the stream after {line_of(error.partial)!r}"
+            got = f"the end of the stream after {printable_line(error.partial)!r}"
         else:
-            self._show(f"S: {line_of(octets)}")
-            return line_of(octets)
+            self._show(f"S: {printable_line(octets)}")
+            return printable_line(octets)
         raise ExpectationError(f"expected {wanted}, got {got}")
 
 
@@ -91,7 +91,7 @@ class Dialogue:
 async def dialogue(
     source: str, address: str, show: Callable[[str], None]
 ) -> AsyncIterator[Dialogue]:
-    """Connect from *source* to *address*; close at the end, whatever happened."""
+    """Connect from *source* to *address*; close the connection in any case at the end."""
     host, _, port = address.rpartition(":")
     async with asyncio.timeout(REPLY_LIMIT_S):
         reader, writer = await asyncio.open_connection(

@@ -1,4 +1,4 @@
-"""Keeps the shim's log, so that it can be shown behind the transcript it belongs to."""
+"""Collects the shim's log, so that the demo can show it after the transcript."""
 
 import asyncio
 import logging
@@ -7,14 +7,14 @@ import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 
-def quoted(value: object) -> str:
-    """Return *value* as text, in quotes when it has spaces."""
+def quote(value: object) -> str:
+    """Return *value* as text, in quotes if it contains spaces."""
     text = str(value)
     return repr(text) if " " in text else text
 
 
 class ShimLog:
-    """What the shim logs from now on, at *info* and above."""
+    """The events that the shim logs from now on, at *info* and above."""
 
     def __init__(self) -> None:
         """Take over the logging of the whole process."""
@@ -27,13 +27,13 @@ class ShimLog:
         )
 
     def clear(self) -> None:
-        """Begin anew, for the next session."""
+        """Start again, for the next session."""
         self.entries.clear()
         self.session_closed.clear()
 
     def _keep(self, _: WrappedLogger, level: str, event: EventDict) -> EventDict:
         name = event.pop("event")
-        details = (f"{key}={quoted(value)}" for key, value in event.items())
+        details = (f"{key}={quote(value)}" for key, value in event.items())
         self.entries.append(" ".join((level, name, *details)))
         if name == "session_closed":
             self.session_closed.set()

@@ -1,16 +1,16 @@
-"""The demo's MTA: aiosmtpd, made to speak XCLIENT as Postfix does, filing in a Maildir.
+"""The demo's MTA: aiosmtpd, extended by XCLIENT as in Postfix; it stores mail in a Maildir.
 
-It is a mail server to look at, not to run.  What matters here is honest, that is as in
-Postfix 3.7 (XCLIENT_README and its smtpd):
+This mail server is for demonstration, not for production.  Where it matters here, it behaves as
+Postfix 3.7 does (XCLIENT_README and its smtpd):
 
-- XCLIENT is offered to, and taken from, the hosts in *xclient_hosts* and nobody else
-  (``550 5.7.0 Error: insufficient authorization``);
-- attributes take effect one by one, one that is not sent keeps its old value, and a bad
-  one is answered 501 with the right to send XCLIENT still in force;
-- after a good command the session starts over with a 220, and the right is judged anew
-  by the *new* address: a client that is not itself in the list has lost it.
+- It offers XCLIENT to the hosts in *xclient_hosts* and accepts it from them only; others get
+  ``550 5.7.0 Error: insufficient authorization``.
+- Attributes take effect one by one, and an attribute that is not sent keeps its old value.  A bad
+  one is answered with 501, and the client keeps the right to send XCLIENT.
+- After a valid command the session starts over with a 220.  The right then depends on the *new*
+  address: a client that is not itself in the list has lost it.
 
-The latest sessions are kept in ``EmbeddedMta.sessions`` as this MTA saw them.
+``EmbeddedMta.sessions`` keeps the latest sessions as this MTA saw them.
 """
 
 import asyncio
@@ -53,9 +53,9 @@ DIGITS = re.compile(r"[0-9]{1,5}")
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who the MTA believes to be talking to; each field is an XCLIENT attribute.
+    """The client as the MTA believes it to be; each field is an XCLIENT attribute.
 
-    None is Postfix's *unknown*, for the address and ports.
+    For the address and the ports, None is Postfix's *unknown*.
     """
 
     addr: Address | None
@@ -82,7 +82,7 @@ class BadAttributeError(Exception):
 
 
 def read_xtext(raw: str) -> str:
-    """Decode xtext (RFC 3461, 4); as Postfix does, take literally what is none."""
+    """Decode xtext (RFC 3461, 4); take text that is not xtext literally, as Postfix does."""
     if XTEXT.fullmatch(raw):
         raw = ENCODED.sub(lambda match: chr(int(match[1], 16)), raw)
     return UNPRINTABLE.sub("?", raw)
@@ -98,7 +98,7 @@ def read_name(value: str) -> str:
 
 
 def read_client_address(value: str) -> Address | None:
-    """Read ADDR or DESTADDR: IPv4 bare, IPv6 with its prefix and without a zone."""
+    """Read ADDR or DESTADDR: IPv4 as it is, IPv6 with its prefix and without a zone id."""
     if value.upper() == UNAVAILABLE:
         return None
     if value[:5].upper() != "IPV6:":
@@ -109,7 +109,7 @@ def read_client_address(value: str) -> Address | None:
 
 
 def read_port(value: str) -> int | None:
-    """Read PORT or DESTPORT: digits, five at most; Postfix checks no more than that."""
+    """Read PORT or DESTPORT: at most five digits, which is all that Postfix checks."""
     if value.upper() == UNAVAILABLE:
         return None
     if not DIGITS.fullmatch(value):
@@ -118,7 +118,7 @@ def read_port(value: str) -> int | None:
 
 
 def read_proto(value: str) -> str:
-    """Read PROTO, which is one of two words."""
+    """Read PROTO, which is SMTP or ESMTP."""
     if value.upper() not in ("SMTP", "ESMTP"):
         raise ValueError(value)
     return value.upper()
@@ -143,7 +143,7 @@ READERS: dict[str, Callable[[str], str | int | Address | None]] = {
 
 
 def apply_attribute(client: Client, attribute: str) -> Client:
-    """Return *client* with one ``NAME=value`` applied; raises BadAttributeError."""
+    """Return *client* with one ``NAME=value`` applied.  Raises BadAttributeError."""
     name, _, raw = attribute.partition("=")
     if not raw:
         raise BadAttributeError("Error: attribute=value expected")
@@ -177,7 +177,7 @@ class Message:
 
 @dataclass(slots=True, eq=False)
 class MtaSession:
-    """One session as the MTA sees it: *peer* is the socket, *client* the belief."""
+    """One session as the MTA sees it; *peer* is the socket's address."""
 
     transport: asyncio.BaseTransport
     peer: Endpoint
@@ -189,7 +189,7 @@ class MtaSession:
 
 
 def open_maildir(path: Path) -> mailbox.Maildir:
-    """Open a Maildir, or make one; a folder of another kind is left as it is."""
+    """Open a Maildir, or create one.  Raises OSError for a folder with other content."""
     path.mkdir(mode=0o700, exist_ok=True)
     if not any(path.iterdir()):
         for name in ("tmp", "new", "cur"):
@@ -208,7 +208,7 @@ class EmbeddedMta:
         xclient_hosts: frozenset[Address],
         on_message: Callable[[Message], None] | None = None,
     ) -> None:
-        """Store in *maildir*; take XCLIENT from *xclient_hosts*; tell *on_message*."""
+        """Store mail in *maildir*, accept XCLIENT from *xclient_hosts*, call *on_message*."""
         self.maildir = open_maildir(maildir)
         self.xclient_hosts = xclient_hosts
         self.sessions: deque[MtaSession] = deque(maxlen=SESSIONS_KEPT)
@@ -218,8 +218,8 @@ class EmbeddedMta:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Listen; *address* then says where."""
-        # It warns of what clients mistype, which here is the client's screen already.
+        """Start listening, and set *address*."""
+        # aiosmtpd logs warnings about clients' mistakes, which the transcript shows anyway.
         logging.getLogger("mail.log").setLevel(logging.ERROR)
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
@@ -233,15 +233,17 @@ class EmbeddedMta:
             self._server.close()
         for session in self._open:
             session.transport.close()
-        await self.finished()
+        await self.wait_until_idle()
 
-    async def finished(self) -> None:
+    async def wait_until_idle(self) -> None:
         """Wait until no session is open."""
         for session in list(self._open):
             await session.closed.wait()
 
-    def opened(self, peer: Endpoint, transport: asyncio.BaseTransport) -> MtaSession:
-        """Note a new session, under its socket address."""
+    def add_session(
+        self, peer: Endpoint, transport: asyncio.BaseTransport
+    ) -> MtaSession:
+        """Add a new session, with its socket's address as the client."""
         name = "localhost" if peer.address.is_loopback else UNKNOWN
         client = Client(peer.address, peer.port, name, name)
         may_xclient = peer.address in self.xclient_hosts
@@ -250,13 +252,13 @@ class EmbeddedMta:
         self._open.add(session)
         return session
 
-    def closed(self, session: MtaSession) -> None:
-        """Note that a session has ended."""
+    def end_session(self, session: MtaSession) -> None:
+        """Record that a session has ended."""
         self._open.discard(session)
         session.closed.set()
 
     def store(self, session: MtaSession, received: str, envelope: Envelope) -> Message:
-        """File the message under its Received header; raises OSError."""
+        """Store the message with its Received header.  Raises OSError."""
         content = (envelope.original_content or b"").replace(b"\r\n", b"\n")
         sender = "" if envelope.mail_from == "<>" else str(envelope.mail_from)
         head = f"Return-Path: <{UNPRINTABLE.sub('?', sender)}>\n{received}\n"
@@ -273,13 +275,13 @@ class EmbeddedMta:
         return message
 
     def received_header(self, message: Message) -> str:
-        """Read a stored message's Received header back from the Maildir, unfolded."""
+        """Return the Received header of a stored message, read from the Maildir and unfolded."""
         header = self.maildir[message.key]["Received"]
         return " ".join(str(header).split())
 
 
 class Hooks:
-    """What aiosmtpd asks of a handler."""
+    """The handler that aiosmtpd calls."""
 
     async def handle_EHLO(  # noqa: N802
         self,
@@ -289,7 +291,7 @@ class Hooks:
         hostname: str,
         responses: list[str],
     ) -> list[str]:
-        """Offer XCLIENT to who may send it, and to nobody else."""
+        """Offer XCLIENT only to clients that may send it."""
         session.host_name = hostname
         if server.seen.may_xclient:
             responses.insert(-1, f"250-XCLIENT {XCLIENT_ATTRIBUTES}")
@@ -298,7 +300,7 @@ class Hooks:
     async def handle_DATA(  # noqa: N802
         self, server: "XclientSmtp", session: Session, envelope: Envelope
     ) -> str:
-        """Store the message; nothing is acknowledged that is not on the disk."""
+        """Store the message; acknowledge it only when it is on disk."""
         try:
             message = server.mta.store(server.seen, server.received(), envelope)
         except OSError as error:
@@ -310,7 +312,7 @@ class XclientSmtp(SMTP):
     """One connection to the MTA."""
 
     def __init__(self, mta: EmbeddedMta) -> None:
-        """Belong to *mta*."""
+        """Create a connection of *mta*."""
         super().__init__(
             Hooks(),
             hostname=HOST_NAME,
@@ -322,19 +324,19 @@ class XclientSmtp(SMTP):
         self.seen: MtaSession
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin under the socket's address."""
+        """Start with the socket's address as the client."""
         peer = read_socket_address(transport.get_extra_info("peername"))
         assert peer is not None, "the MTA listens on TCP only"
-        self.seen = self.mta.opened(peer, transport)
+        self.seen = self.mta.add_session(peer, transport)
         super().connection_made(transport)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Tell who waits for the end of the session."""
+        """End the session."""
         super().connection_lost(error)
-        self.mta.closed(self.seen)
+        self.mta.end_session(self.seen)
 
     def received(self) -> str:
-        """Return the Received header of a message that arrives now."""
+        """Return the Received header for a message that arrives now."""
         assert self.session is not None
         assert self.envelope is not None
         protocol = "ESMTP" if self.session.extended_smtp else "SMTP"
@@ -349,7 +351,7 @@ class XclientSmtp(SMTP):
         )
 
     async def smtp_XCLIENT(self, arg: str | None) -> None:  # noqa: N802
-        """Take on another client's identity, for those who may (Postfix, smtpd.c)."""
+        """Switch to another client's identity, if the client may (Postfix, smtpd.c)."""
         await self.push(self._answer_xclient(arg))
 
     def _answer_xclient(self, arg: str | None) -> str:

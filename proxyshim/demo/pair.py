@@ -11,9 +11,9 @@ from proxyshim import config
 from proxyshim.demo.mta import EmbeddedMta, Message
 from proxyshim.service.server import Server
 
-# How the proxy of the demo connects; the other peers come from elsewhere in 127/8.
+# The address that the demo's proxy connects from; the other peers use other addresses in 127/8.
 LISTED_PROXY = "127.0.0.2"
-# How the shim connects to the MTA: the one address that may send XCLIENT there.
+# The address that the shim connects from: the only one that may send XCLIENT to the MTA.
 SHIM = "127.0.0.1"
 
 START_LIMIT_S = 10.0
@@ -32,7 +32,7 @@ resolve       = false
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Both running: the *mta*, and the *address* that the shim listens on."""
+    """The running pair: the *mta*, and the *address* that the shim listens on."""
 
     mta: EmbeddedMta
     address: str
@@ -54,7 +54,7 @@ async def running_pair(
     listen: str = "127.0.0.1:0",
     on_message: Callable[[Message], None] | None = None,
 ) -> AsyncIterator[Pair]:
-    """Start both, the MTA first; close both, the shim first.
+    """Start the MTA, then the shim; at the end close the shim, then the MTA.
 
     Raises OSError and ConfigError.
     """

@@ -1,4 +1,4 @@
-"""Plays the four conversations through the pair and prints what came of each."""
+"""Plays the four conversations through the pair, and prints the result of each."""
 
 import asyncio
 import contextlib
@@ -14,23 +14,23 @@ from proxyshim.demo.mta import EmbeddedMta, MtaSession
 from proxyshim.demo.pair import LISTED_PROXY, Pair, running_pair
 
 CONVERSATION_LIMIT_S = 30.0
-# The shim lets a peer whose session it ended read on for two seconds.
+# After the shim has ended a session, the peer has two seconds to read the last reply.
 SETTLE_LIMIT_S = 5.0
 WIDTH = 88
 
 INTRO = """\
-proxyshim demo: a mail server that speaks XCLIENT, proxyshim in front of it, and four
-peers that come in turn.  C: is what the peer says, S: what it hears.
+proxyshim demo: a mail server that supports XCLIENT, proxyshim in front of it, and four
+peers that connect one after another.  C: is what the peer sends, S: what it receives.
 
    peers  -->  proxyshim on {shim}  -->  MTA on {mta}
 
-proxyshim believes a PROXY header from {proxy} only: its haproxy_hosts lists no other.
-The MTA takes XCLIENT from proxyshim only, and stores mail in
+proxyshim accepts a PROXY header from {proxy} only: its haproxy_hosts lists no other peer.
+The MTA accepts XCLIENT from proxyshim only, and stores mail in
 {maildir}"""
 
 
 async def play(folder: Path, maildir: Path | None) -> int:
-    """Play all four; return 0 when all went as they should, else 1."""
+    """Play all four; return 0 if they all went as they should, else 1."""
     log = ShimLog()
     maildir_used = maildir or folder / "Maildir"
     async with running_pair(folder, maildir_used) as pair:
@@ -55,7 +55,7 @@ async def play(folder: Path, maildir: Path | None) -> int:
 async def play_one(
     number: int, conversation: Conversation, pair: Pair, log: ShimLog
 ) -> bool:
-    """Play one conversation; print transcript, the MTA's view and the verdict."""
+    """Play one conversation; print its transcript, the MTA's view and the verdict."""
     say(f"\n\n{number}. {conversation.title}")
     say(f"   {conversation.about}\n")
     pair.mta.sessions.clear()
@@ -64,7 +64,7 @@ async def play_one(
         async with asyncio.timeout(CONVERSATION_LIMIT_S):
             local = await converse(conversation, pair, log)
         if not log.session_closed.is_set():
-            raise ExpectationError("the log should say session_closed")
+            raise ExpectationError("the log should contain session_closed")
         verdict = conversation.judge(pair.mta, pair.mta.sessions, local)
     except ExpectationError as error:
         verdict, went_well = str(error), False
@@ -76,44 +76,44 @@ async def play_one(
         went_well = True
     say("")
     for session in pair.mta.sessions:
-        for line in seen_by(pair.mta, session):
-            indented(line)
+        for line in describe_session(pair.mta, session):
+            say_indented(line)
     if not pair.mta.sessions:
-        indented("MTA: nothing; it was not bothered")
+        say_indented("MTA: no connection")
     for entry in log.entries:
-        for line in wrapped("log: ", entry):
-            indented(line)
+        for line in wrap("log: ", entry):
+            say_indented(line)
     say("")
-    indented(f"{'OK' if went_well else 'FAILED'}: {verdict}")
+    say_indented(f"{'OK' if went_well else 'FAILED'}: {verdict}")
     return went_well
 
 
 async def converse(conversation: Conversation, pair: Pair, log: ShimLog) -> Endpoint:
-    """Talk, and wait until all is over; return the peer's own address and port."""
+    """Talk, and wait until the session is over; return the peer's own address and port."""
     try:
-        async with dialogue(conversation.source, pair.address, indented) as talk:
+        async with dialogue(conversation.source, pair.address, say_indented) as talk:
             await conversation.play(talk)
         return talk.local
     finally:
-        # What still happens must not be taken for a part of the next conversation.
+        # Nothing that is still going on may appear in the next conversation.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_LIMIT_S):
                 await log.session_closed.wait()
-                await pair.mta.finished()
+                await pair.mta.wait_until_idle()
 
 
-def seen_by(mta: EmbeddedMta, session: MtaSession) -> Iterator[str]:
-    """Yield what the MTA saw of a session."""
+def describe_session(mta: EmbeddedMta, session: MtaSession) -> Iterator[str]:
+    """Yield lines that describe a session as the MTA saw it."""
     yield f"MTA: connection from {session.peer}, which is proxyshim"
     for xclient in session.xclients:
-        yield from wrapped("MTA: XCLIENT ", xclient)
+        yield from wrap("MTA: XCLIENT ", xclient)
     yield f"MTA: the client is {session.client}"
     for message in session.messages:
-        yield from wrapped("MTA: stored with Received: ", mta.received_header(message))
+        yield from wrap("MTA: stored with Received: ", mta.received_header(message))
 
 
-def wrapped(label: str, text: str) -> list[str]:
-    """Fold *text* behind *label* to the width of the screen."""
+def wrap(label: str, text: str) -> list[str]:
+    """Wrap *label* and *text* to the width of the screen."""
     return textwrap.wrap(
         label + text,
         WIDTH - 3,
@@ -123,7 +123,7 @@ def wrapped(label: str, text: str) -> list[str]:
     )
 
 
-def indented(line: str) -> None:
+def say_indented(line: str) -> None:
     """Print a line of a conversation."""
     say(f"   {line}")
 

@@ -1,4 +1,4 @@
-"""Keeps the pair running on a port, tells how to talk to it, and prints what arrives."""
+"""Keeps the pair running on a port, explains how to use it, and prints what arrives."""
 
 import asyncio
 import errno
@@ -26,17 +26,17 @@ proxyshim demo: proxyshim on {shim}, its MTA on {mta}.
 The mail is stored in {maildir} ({fate}).
 Ctrl-C ends it.
 
-A client that comes directly:
+A client that connects directly:
   swaks --server {shim} --to bob@example.net --local-interface {direct}
   nc -C {host} {port}
 
-A proxy that haproxy_hosts lists, {proxy}; a header of version 1, then of version 2:
+A proxy that haproxy_hosts lists, {proxy}, with a header of version 1, then of version 2:
   swaks --server {shim} --to bob@example.net --local-interface {proxy} \\
         {v1}
   swaks --server {shim} --to bob@example.net --local-interface {proxy} \\
         --proxy-version 2 {v2}
 
-The same by hand; then a health check; then a peer that is not listed:
+The same by hand, then a health check, then a peer that is not listed:
   {{ echo '{header}'; cat; }} | nc -C -s {proxy} {host} {port}
   printf 'PROXY UNKNOWN\\nQUIT\\n' | nc -C -s {proxy} {host} {port}
   echo '{header}' | nc -C -s {unlisted} {host} {port}
@@ -44,12 +44,12 @@ The same by hand; then a health check; then a peer that is not listed:
 
 
 async def serve_until_cancelled(folder: Path, maildir: Path | None, listen: str) -> int:
-    """Serve on *listen*, or on a free port when that one is taken."""
+    """Serve on *listen*, or on a free port if that one is taken."""
     logs.configure("console", "info")
     kept = maildir or folder / "Maildir"
     arrived: list[Message] = []
 
-    def tell(message: Message) -> None:
+    def report(message: Message) -> None:
         arrived.append(message)
         say(describe(len(arrived), message, kept))
 
@@ -58,7 +58,7 @@ async def serve_until_cancelled(folder: Path, maildir: Path | None, listen: str)
         say(f"{listen} is taken; using a free port.\n")
         port = "0"
     async with running_pair(
-        folder, kept, listen=f"{host}:{port}", on_message=tell
+        folder, kept, listen=f"{host}:{port}", on_message=report
     ) as pair:
         fate = "kept" if maildir else "removed at the end"
         say(instructions(pair, kept, fate))
@@ -70,7 +70,7 @@ async def serve_until_cancelled(folder: Path, maildir: Path | None, listen: str)
 
 
 def is_taken(host: str, port: int) -> bool:
-    """Tell whether somebody listens there already."""
+    """Return True if another process already listens there."""
     try:
         socket.create_server((host, port)).close()
     except OSError as error:
@@ -79,7 +79,7 @@ def is_taken(host: str, port: int) -> bool:
 
 
 def instructions(pair: Pair, maildir: Path, fate: str) -> str:
-    """Return what to type, as each of the four kinds of peer."""
+    """Return the commands that play each of the four kinds of peer."""
     host, _, port = pair.address.rpartition(":")
     host = "127.0.0.1" if host == "0.0.0.0" else host
     return INTRO.format(
@@ -99,7 +99,7 @@ def instructions(pair: Pair, maildir: Path, fate: str) -> str:
 
 
 def swaks_header(family: str, source: Endpoint, destination: Endpoint) -> str:
-    """Return swaks's options for a PROXY header."""
+    """Return the options of swaks for a PROXY header."""
     return (
         f"--proxy-family {family} \\\n        "
         f"--proxy-source {source.address} --proxy-source-port {source.port} \\\n        "
@@ -108,7 +108,7 @@ def swaks_header(family: str, source: Endpoint, destination: Endpoint) -> str:
 
 
 def describe(number: int, message: Message, maildir: Path) -> str:
-    """Return what is printed when a message arrives; its file can be looked into."""
+    """Return the lines to print when a message arrives, including the path of its file."""
     sender, *recipients = (
         printable(address.encode("ascii", "replace"))
         for address in (message.mail_from, *message.rcpt_tos)
@@ -116,6 +116,6 @@ def describe(number: int, message: Message, maildir: Path) -> str:
     return (
         f"message {number}: client {message.client}\n"
         f"  from <{sender}> to {', '.join(f'<{to}>' for to in recipients)}, "
-        f"{message.octets} octets\n"
+        f"{message.octets} bytes\n"
         f"  {maildir / 'new' / message.key}"
     )

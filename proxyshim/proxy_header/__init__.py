@@ -1,8 +1,8 @@
-"""The PROXY protocol header, v1 and v2: who the client is, in the words of the proxy.
+"""The PROXY protocol header, v1 and v2, in which a proxy states who its client is.
 
 Source: HAProxy's doc/proxy-protocol.txt ("PROXY spec").  Reading has three outcomes: the
-header and the octets it took; None, not yet; or ProxyHeaderError.  It keeps no state: put
-the octets that have come so far, all of them, each time.
+header and the number of its octets; None, which means that more octets are needed; or
+ProxyHeaderError.  The reader keeps no state: each call gets all octets received so far.
 """
 
 from proxyshim.errors import ProxyHeaderError, Reason
@@ -13,7 +13,6 @@ from proxyshim.proxy_header.header import (
     printable,
     shortened,
 )
-from proxyshim.proxy_header.tlv import SslInfo
 from proxyshim.proxy_header.v1 import V1_SIGNATURE, read_v1
 from proxyshim.proxy_header.v2 import V2_SIGNATURE, read_v2
 
@@ -22,14 +21,13 @@ __all__ = [
     "Command",
     "Family",
     "ProxyHeader",
-    "SslInfo",
     "printable",
     "read_header",
     "starts_header",
 ]
 
-# Of a v2 header behind its first 16 octets.  The spec allows 65,535; one with all that
-# HAProxy can send and a client certificate stays below half of this.
+# The limit of what follows the first 16 octets of a v2 header.  The spec allows 65,535; a header
+# with everything that HAProxy can send, and a client certificate, is shorter than half of this.
 DEFAULT_MAX_OCTETS = 4096
 
 
@@ -38,9 +36,9 @@ def read_header(
 ) -> tuple[ProxyHeader, int] | None:
     """Read a PROXY header of either version at the start of *data*.
 
-    Returns the header and the octets it took; None while *data* is the beginning of what
-    can still become valid.  Raises ProxyHeaderError as soon as that is ruled out.
-    *max_octets* limits the length field of v2; the line of v1 has the spec's own limit.
+    Returns the header and the number of its octets; None while *data* can still become a
+    valid header.  Raises ProxyHeaderError as soon as that is ruled out.  *max_octets* limits
+    the length field of v2; a v1 line has the spec's own limit.
     """
     if data.startswith(V2_SIGNATURE):
         return read_v2(data, max_octets)
@@ -55,9 +53,9 @@ def read_header(
 
 
 def starts_header(data: bytes) -> bool | None:
-    """Does *data* begin with a PROXY signature?  None while it is a part of one.
+    """Return True if *data* begins with a PROXY signature; None while it is part of one.
 
-    For peers that must not send a header at all: it need not be a valid one.
+    This is for peers that must not send a header at all, so the header need not be valid.
     """
     if data.startswith((V1_SIGNATURE, V2_SIGNATURE)):
         return True

@@ -1,4 +1,4 @@
-"""What a PROXY header says, whichever version it came in; and peer octets made fit to show.
+"""The content of a PROXY header of either version, and ways to print octets from a peer.
 
 Source: HAProxy's doc/proxy-protocol.txt ("PROXY spec"), 2.1 to 2.2.6.
 """
@@ -10,12 +10,12 @@ from proxyshim.addresses import Endpoint
 from proxyshim.proxy_header import tlv
 from proxyshim.proxy_header.tlv import SslInfo, Tlv
 
-# PROXY spec, 2.2.5: a unique id has at most 128 octets.  A longer one is no reason to
-# refuse a client, but nobody has to carry it through the log either.
+# PROXY spec, 2.2.5: a unique id has at most 128 octets.  We do not refuse a client because of
+# a longer one, but we ignore it.
 MAX_UNIQUE_ID_OCTETS = 128
 
-# Destinations that are kept, for they come again with every session: the few endpoints that the
-# proxy listens at.  Not so the sources, which are its clients.
+# How many destinations the readers cache.  Destinations are the few endpoints where the proxy
+# listens, so they recur in every session; sources are the clients, which differ.
 MAX_DESTINATIONS = 256
 
 SHOWN_OCTETS = 64
@@ -23,11 +23,11 @@ LOGGED_OCTETS = 128
 
 
 class Command(StrEnum):
-    """What the sender says of the connection.
+    """What the header declares about the connection.
 
     Only PROXY conveys a client.  LOCAL is the proxy's own connection.  UNKNOWN is v1's word
-    for a client without a usable address, UNSPEC our word for the same in v2: no
-    family, no protocol, or datagrams, which cannot be what reaches us over TCP.
+    for a client without a usable address.  UNSPEC is our word for the same in v2: no family,
+    no protocol, or datagrams, which cannot be what reaches us over TCP.
     """
 
     PROXY = "PROXY"
@@ -37,7 +37,7 @@ class Command(StrEnum):
 
 
 class Family(StrEnum):
-    """Address family and transport of the connection that the header speaks of."""
+    """Address family and transport of the connection that the header describes."""
 
     TCP4 = "TCP4"
     TCP6 = "TCP6"
@@ -51,11 +51,12 @@ class Family(StrEnum):
 class ProxyHeader(NamedTuple):
     """One PROXY header.
 
-    A tuple, for a frozen dataclass of so many fields takes three times as long to make.
+    It is a tuple because a frozen dataclass with this many fields takes three times as long to
+    create.
 
-    ``source`` and ``destination`` are there for TCP4 and TCP6 only: claims, folded like
-    every address of ours, and not yet judged.  The paths are there for unix sockets only;
-    that of an unnamed or abstract one is empty.
+    ``source`` and ``destination`` are set for TCP4 and TCP6 only.  They are claims: folded, as
+    all our addresses are, but not yet judged.  The paths are set for unix sockets only; the path
+    of an unnamed or abstract socket is empty.
     """
 
     version: int
@@ -67,8 +68,8 @@ class ProxyHeader(NamedTuple):
     destination_path: bytes | None = None
     tlvs: tuple[Tlv, ...] = ()
 
-    # Of repeated TLVs the first counts: what a proxy in front of ours appended later
-    # must not overrule what it was given.
+    # If a TLV is repeated, the first one counts: a TLV that a later proxy appended must not
+    # override the one that it received.
 
     @property
     def authority(self) -> bytes | None:
@@ -82,18 +83,18 @@ class ProxyHeader(NamedTuple):
 
     @property
     def unique_id(self) -> bytes | None:
-        """The proxy's name for this connection; None when it is over 128 octets."""
+        """The proxy's name for this connection; None if it is longer than 128 octets."""
         value = tlv.first(self.tlvs, tlv.UNIQUE_ID)
         return None if value is None or len(value) > MAX_UNIQUE_ID_OCTETS else value
 
     @property
     def ssl(self) -> SslInfo | None:
-        """What the proxy says of the client's TLS."""
+        """What the proxy reports about the client's TLS."""
         value = tlv.first(self.tlvs, tlv.SSL)
         return None if value is None else tlv.read_ssl(value)
 
     def log_details(self) -> dict[str, str | int]:
-        """Return the TLVs that an operator searches for, printable, without the absent."""
+        """Return those TLVs, as printable text, that operators search the log for."""
         if not self.tlvs:
             return {}
         details: dict[str, str | int | None] = {
@@ -112,13 +113,13 @@ class ProxyHeader(NamedTuple):
 def printable(octets: bytes, max_octets: int = LOGGED_OCTETS) -> str:
     """Return *octets* as escaped ASCII text on one line, cut after *max_octets*.
 
-    What a backslash escapes is never ambiguous, and no terminal obeys it.
+    Backslashes make the text unambiguous, and harmless for a terminal.
     """
     return repr(octets[:max_octets])[2:-1] + ("..." if len(octets) > max_octets else "")
 
 
 def shortened(octets: bytes, max_octets: int = SHOWN_OCTETS) -> str:
-    """Return the repr of *octets* for an error text, cut after *max_octets*."""
+    """Return the repr of *octets* for an error message, cut after *max_octets*."""
     return repr(octets[:max_octets]) + ("..." if len(octets) > max_octets else "")
 
 

@@ -1,8 +1,8 @@
 """The type-length-value extensions of a v2 header, and its checksum (PROXY spec, 2.2.1-2.2.6).
 
-Reading gives all TLVs in their order or raises ProxyHeaderError; whether the values make
-sense is left to whoever uses one.  An SSL TLV is a structure of its own: five octets, then
-TLVs again, one level deep and no deeper.
+Reading returns all TLVs in their order, or raises ProxyHeaderError.  It checks their structure;
+code that uses a value has to check what it means.  An SSL TLV has a structure of its own: five
+octets, followed by TLVs, which we parse one level deep and no deeper.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ AUTHORITY = 0x02
 CRC32C = 0x03
 UNIQUE_ID = 0x05
 SSL = 0x20
-SSL_VERSION = 0x21  # this one and the next only inside an SSL TLV
+SSL_VERSION = 0x21  # this and the next occur only inside an SSL TLV
 SSL_CN = 0x22
 
 TLV_HEAD_OCTETS = 3
@@ -32,25 +32,17 @@ class SslInfo:
     """The SSL TLV (PROXY spec, 2.2.6), as the proxy sent it."""
 
     client: int  # bits: 1 TLS, 2 certificate in this connection, 4 in this TLS session
-    verify: int  # 0: the client's certificate was verified, if there was one
+    verify: (
+        int  # 0 if the client's certificate was verified, and also if there was none
+    )
     version: bytes | None
     cn: bytes | None
-
-    @property
-    def tls_used(self) -> bool:
-        """The client speaks TLS with the proxy."""
-        return bool(self.client & 0x01)
-
-    @property
-    def certificate_verified(self) -> bool:
-        """The client showed a certificate, and the proxy found it good."""
-        return bool(self.client & 0x06) and self.verify == 0
 
 
 def read_tlvs(block: bytes) -> tuple[Tlv, ...]:
     """Read the TLVs that fill *block* to its last octet.
 
-    Raises ProxyHeaderError when they don't, or when an SSL TLV is broken inside.
+    Raises ProxyHeaderError if they do not fill it, or if an SSL TLV is malformed inside.
     """
     tlvs = tuple(_walk(block))
     for kind, value in tlvs:
@@ -68,17 +60,18 @@ def first(tlvs: Iterable[Tlv], wanted: int) -> bytes | None:
 
 
 def read_ssl(value: bytes) -> SslInfo:
-    """Take apart the value of an SSL TLV that read_tlvs() has let pass."""
+    """Parse the value of an SSL TLV that ``read_tlvs`` has accepted."""
     client, verify = SSL_HEAD.unpack_from(value)
     parts = tuple(_walk(value[SSL_HEAD.size :]))
     return SslInfo(client, verify, first(parts, SSL_VERSION), first(parts, SSL_CN))
 
 
 def check_crc32c(header: bytes, tlvs: Iterable[Tlv], tlvs_at: int) -> None:
-    """Verify the checksum among the *tlvs* of the whole *header*, if there is one.
+    """Verify the checksum among the *tlvs* of *header*, which is complete, if there is one.
 
-    They begin at octet *tlvs_at*.  Raises ProxyHeaderError for a wrong checksum, and for
-    a second one: which of the two would be the zeroed field is anybody's guess.
+    The TLVs begin at octet *tlvs_at*.  Raises ProxyHeaderError for a wrong checksum, and for a
+    second one: the checksum is computed with its field set to zero, and the spec does not define
+    which of two fields that would be.
     """
     found_at = None
     value_at = tlvs_at
@@ -98,8 +91,8 @@ def check_crc32c(header: bytes, tlvs: Iterable[Tlv], tlvs_at: int) -> None:
 def crc32c(octets: bytes) -> int:
     """Return the CRC-32C (Castagnoli) of *octets*.
 
-    Pure Python, since zlib.crc32 has another polynomial and a header has some 60 octets:
-    that is 4 microseconds, too little to pay for with a compiled dependency.
+    This is pure Python, because zlib.crc32 has another polynomial, and because a header of
+    about 60 octets takes only 4 microseconds: a compiled dependency would not be worth it.
     """
     crc = 0xFFFFFFFF
     for octet in octets:
@@ -137,7 +130,7 @@ def _compare_crc32c(header: bytes, at: int) -> None:
     if actual != claimed:
         raise ProxyHeaderError(
             Reason.HEADER_BAD_CHECKSUM,
-            f"v2 header says CRC32C 0x{claimed:08x}, but it is 0x{actual:08x}",
+            f"v2 header has CRC32C 0x{claimed:08x}, but 0x{actual:08x} is correct",
         )
 
 

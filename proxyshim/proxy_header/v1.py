@@ -1,7 +1,8 @@
 """The v1 PROXY header: one line of text (PROXY spec, 2.1).
 
-Three outcomes: the header and its octets; None, not yet; or ProxyHeaderError.  A line is judged
-when it ends, or at the longest that the spec allows.
+Reading has three outcomes: the header and the number of its octets; None, which means that more
+octets are needed; or ProxyHeaderError.  A line is judged when it ends, or at the latest when it
+is as long as the spec allows.
 """
 
 import re
@@ -21,16 +22,16 @@ from proxyshim.proxy_header.header import (
 
 V1_SIGNATURE = b"PROXY "
 
-# The longest line the spec can produce, CRLF included (2.1).  A peer still talking past it
-# is not a proxy, so stop reading rather than search for its CRLF.
+# The longest line that the spec can produce, including CRLF (2.1).  A peer that sends a longer
+# one is not a proxy, so we stop reading instead of searching for its CRLF.
 MAX_V1_OCTETS = 107
 
-# One space between fields, no sign and no leading zero in a decimal number, and no zone id:
-# int(), inet_aton() and ipaddress would each let more pass than the spec does.  How large
-# a number is and how many groups an IPv6 address has is left to the conversion.
+# The spec has one space between fields, no sign and no leading zero in a number, and no zone id;
+# int(), inet_aton() and ipaddress would each accept more than that.  The conversion that follows
+# checks how large a number is, and how many groups an IPv6 address has.
 _NUMBER = rb"(?:0|[1-9][0-9]{0,2})"
 _IPV4 = b"(" + rb"\.".join([_NUMBER] * 4) + b")"
-# Dots, because dual-stack senders write ::ffff:192.0.2.1, which the spec's own text has not.
+# Dots are included because dual-stack senders write ::ffff:192.0.2.1; the spec does not mention it.
 _IPV6 = rb"([0-9A-Fa-f:.]{2,45})"
 _PORT = rb"(0|[1-9][0-9]{0,4})"
 _TCP4 = re.compile(b" ".join([b"PROXY TCP4", _IPV4, _IPV4, _PORT, _PORT]) + b"\r\n")
@@ -44,8 +45,8 @@ _UNKNOWN_HEADER = ProxyHeader(1, Command.UNKNOWN, Family.UNSPEC)
 def read_v1(data: bytes) -> tuple[ProxyHeader, int] | None:
     """Read a v1 header at the start of *data*, which begins with the v1 signature.
 
-    Returns the header and the octets it took; None while the line has no end.  Raises
-    ProxyHeaderError.  A bare LF ends the line, too, and makes it invalid.
+    Returns the header and the number of its octets; None while the line has no end.  Raises
+    ProxyHeaderError.  A bare LF also ends the line, and makes it invalid.
     """
     end = data.find(b"\n", 0, MAX_V1_OCTETS) + 1
     if end == 0:
@@ -63,7 +64,7 @@ def read_v1(data: bytes) -> tuple[ProxyHeader, int] | None:
 
 
 def _read_line(line: bytes) -> ProxyHeader | None:
-    """Read a complete line, whatever its length; None when it is not valid."""
+    """Read a complete line of any length; return None if it is not valid."""
     try:
         if match := _TCP4.fullmatch(line):
             return _tcp_header(Family.TCP4, _read_ipv4, match)
@@ -95,7 +96,7 @@ def _read_destination(
 
 
 def _read_ipv4(text: bytes) -> IPv4Address:
-    # Twice as quick as IPv4Address(str), for the pattern has done most of its work.
+    # Twice as fast as IPv4Address(str), whose checks the pattern has already done.
     return IPv4Address(bytes(map(int, text.split(b"."))))
 
 

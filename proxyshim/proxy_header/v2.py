@@ -1,8 +1,8 @@
 """The v2 PROXY header: sixteen octets, addresses, TLVs (PROXY spec, 2.2).
 
-Three outcomes: the header and its octets; None, not yet; or ProxyHeaderError, raised with
-the first octet that makes it certain, so that a length field of 65,535 never has to be
-waited for.
+Reading has three outcomes: the header and the number of its octets; None, which means that more
+octets are needed; or ProxyHeaderError.  The error is raised at the first octet that makes it
+certain, so that nobody has to wait for the 65,535 octets that an invalid header may declare.
 """
 
 from functools import lru_cache
@@ -25,10 +25,10 @@ V2_SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 FIXED_OCTETS = 16
 VERSION_COMMAND_AT = len(V2_SIGNATURE)
 
-# Version 2 in the high half of the octet, command in the low one.
+# The high half of the octet is the version, 2; the low half is the command.
 _LOCAL, _PROXY = _COMMANDS = (0x20, 0x21)
 
-# Version and command, family and protocol, and the length behind these octets.
+# Version and command, family and protocol, and the length of what follows these octets.
 _FIXED = Struct("!BBH")
 _IPV4_BLOCK = Struct("!IIHH")
 _IPV6_BLOCK = Struct("!16s16sHH")
@@ -36,16 +36,16 @@ _UNIX_BLOCK = Struct("!108s108s")
 
 
 class _Form(NamedTuple):
-    """What a family octet says about the rest of a PROXY header."""
+    """What a family octet means for the rest of a PROXY header."""
 
     command: Command
     family: Family
     address_octets: int
 
 
-# Family in the high half of the octet, protocol in the low one; what is absent is invalid.
-# An unspecified half is valid and conveys nothing, though the addresses take their room.
-# Datagrams cannot be what this connection carries: their addresses are never taken.
+# The high half of the octet is the family, the low half the protocol; an octet that is absent here
+# is invalid.  An unspecified half is valid but conveys nothing, although the addresses are there.
+# This connection cannot carry datagrams, so we never use their addresses.
 _FORMS = {
     0x00: _Form(Command.UNSPEC, Family.UNSPEC, 0),
     0x01: _Form(Command.UNSPEC, Family.UNSPEC, 0),
@@ -61,16 +61,16 @@ _FORMS = {
     0x32: _Form(Command.PROXY, Family.UNIXDGRAM, _UNIX_BLOCK.size),
 }
 
-# "The family is ignored" in a LOCAL header (2.2), and so is the block, whatever its shape.
+# In a LOCAL header "the family is ignored" (2.2), and so is the address block, whatever it holds.
 _LOCAL_FORM = _Form(Command.LOCAL, Family.UNSPEC, 0)
 
 
 def read_v2(data: bytes, max_octets: int) -> tuple[ProxyHeader, int] | None:
     """Read a v2 header at the start of *data*, which begins with the v2 signature.
 
-    Returns the header and the octets it took; None while more are needed, that is 16 plus
-    the declared length (big-endian), of which *max_octets* are allowed.  Raises
-    ProxyHeaderError.  Never reads beyond it.
+    Returns the header and the number of its octets, which is 16 plus the declared length
+    (big-endian); None while more are needed.  Raises ProxyHeaderError, also if the declared
+    length exceeds *max_octets*.  Never reads beyond the header.
     """
     if len(data) < FIXED_OCTETS:
         _check_beginning(data)
@@ -86,7 +86,7 @@ def read_v2(data: bytes, max_octets: int) -> tuple[ProxyHeader, int] | None:
 
 
 def _check_beginning(data: bytes) -> None:
-    """Raise ProxyHeaderError where the length field cannot save the header any more."""
+    """Raise ProxyHeaderError if no length field can make the header valid any more."""
     fields = data[VERSION_COMMAND_AT:]
     if fields:
         _check_version_and_command(fields[0])
@@ -158,7 +158,6 @@ def _tcp_header(header: bytes, family: Family, tlvs: tuple[Tlv, ...]) -> ProxyHe
     return ProxyHeader(2, Command.PROXY, family, source, destination, None, None, tlvs)
 
 
-# The same few, where the proxy listens.  The sources are the clients, who differ.
 @lru_cache(maxsize=MAX_DESTINATIONS)
 def _read_destination_4(number: int, port: int) -> Endpoint:
     return Endpoint(IPv4Address(number), port)
@@ -182,12 +181,13 @@ def _unix_header(header: bytes, family: Family, tlvs: tuple[Tlv, ...]) -> ProxyH
 
 
 def _tlvs_if_any(header: bytes, form: _Form) -> tuple[Tlv, ...]:
-    """Read the TLVs of a header without addresses, in so far as there are any.
+    """Read the TLVs of a header without addresses, if there are any.
 
-    The rest of such a header may be anything, and is to be skipped (2.2).  For the log it
-    is read as TLVs where they fill it: some load balancers put them at octet 16 of a LOCAL
-    header even when its family octet promises addresses first.  An address block of
-    zeros would pass for TLVs of the unassigned type 0.
+    The rest of such a header may be anything, and receivers have to skip it (2.2).  For the
+    log we read it as TLVs if they fill it exactly: some load balancers put them at octet 16 of
+    a LOCAL header even if its family octet announces addresses first.  A block that begins with
+    a zero is not read, because an address block of zeros would look like TLVs of type 0, which
+    is unassigned.
     """
     tlvs_at = FIXED_OCTETS + form.address_octets
     block = header[tlvs_at:]
@@ -200,8 +200,8 @@ def _tlvs_if_any(header: bytes, form: _Form) -> tuple[Tlv, ...]:
     try:
         check_crc32c(header, tlvs, tlvs_at)
     except ProxyHeaderError:
-        # A LOCAL header is valid whatever its body holds; a PROXY header must not be
-        # accepted with a wrong checksum (2.2.3), not even when it conveys nothing.
+        # A LOCAL header is valid whatever its body contains.  A PROXY header with a wrong
+        # checksum must not be accepted (2.2.3), even if it conveys nothing.
         if form.command is Command.LOCAL:
             return ()
         raise

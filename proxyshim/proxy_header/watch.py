@@ -1,32 +1,33 @@
-"""Watching the first octets of a peer that must not send a header, without delaying it."""
+"""Watches the first octets of a peer that must not send a header, without delaying the peer."""
 
 import re
 
 from proxyshim.errors import ProxyHeaderError, Reason
 from proxyshim.proxy_header import starts_header
 
-# A v2 signature begins with two; a client that sends them wants its answers now.
+# A v2 signature begins with two empty lines.  A client that sends empty lines expects replies to
+# them at once, so complete ones pass immediately.
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*")
 
 
 class HeaderWatch:
-    """Holds what may become a header's signature, and nothing else.
+    """Holds back octets that may become the signature of a header, and no others.
 
-    Pass everything through ``admit`` while ``undecided``.
+    While ``undecided`` is True, pass everything that the peer sends through ``admit``.
     """
 
     __slots__ = ("_released", "_seen", "undecided")
 
     def __init__(self) -> None:
-        """Begin at the first octet of the connection."""
+        """Start at the first octet of the connection."""
         self._seen = b""
         self._released = 0
         self.undecided = True
 
     def admit(self, data: bytes) -> bytes:
-        """Return what of *data*, and of what was held before, may pass.
+        """Return the part of *data*, and of what was held back before, that may pass.
 
-        Raises ProxyHeaderError when the peer's first octets are a signature.
+        Raises ProxyHeaderError if the peer's first octets are a signature.
         """
         self._seen += data
         starts = starts_header(self._seen)

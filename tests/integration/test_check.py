@@ -200,7 +200,7 @@ def test_a_good_backend_is_asked_everything_and_left_politely(tmp_path: Path) ->
     with scripted(Script()) as backend:
         checked = check(config_for(tmp_path, backend.name))
     assert checked.status == 0
-    assert checked.output.endswith("fit for use: nothing to mend\n")
+    assert checked.output.endswith("fit for use: nothing to fix\n")
     assert checked.says("ok", "drops the right")
     assert checked.says(
         "ok", "does not relay for 10.0.0.1, 172.16.0.1, 192.168.0.1, fd"
@@ -406,7 +406,7 @@ def test_a_backend_that_is_our_own_listener_is_not_asked(tmp_path: Path) -> None
 
 def test_what_is_unsafe_in_the_lists_fails_it(tmp_path: Path) -> None:
     checked = check_script(Script(), tmp_path, 'believed_claims = ["127.0.0.1"]')
-    assert checked.says("UNSAFE", 'believed_claims holds "127.0.0.1"')
+    assert checked.says("UNSAFE", 'believed_claims contains "127.0.0.1"')
     assert checked.status == 1
 
 
@@ -514,7 +514,7 @@ def test_postfix_is_judged(
     assert checked.says(severity, says)
     assert checked.status == status
     if severity == "ok":
-        assert checked.output.endswith("fit for use: nothing to mend\n")
+        assert checked.output.endswith("fit for use: nothing to fix\n")
 
 
 @pytest.mark.parametrize("service", ["unadvised", "unadvised-v6", "unadvised-unix"])

@@ -86,7 +86,7 @@ def test_all_four_conversations_go_as_they_should(
     [
         "C: PROXY TCP4 203.0.113.7 198.51.100.25 40111 25",
         "MTA: the client is unknown [203.0.113.7]:40111",
-        "C: PROXY header, version 2, 69 octets, which say:",
+        "C: PROXY header, version 2, 69 octets, which mean:",
         "C:    PROXY TCP6, [2001:db8::7]:40112 to [2001:db8::25]:25",
         "MTA: the client is unknown [IPv6:2001:db8::7]:40112",
         "MTA: stored with Received: from client.example (unknown [127.0.0.3]:",
@@ -190,7 +190,7 @@ def test_without_aiosmtpd_it_says_what_to_install(tmp_path: Path) -> None:
     assert done.returncode == 69
     assert done.stdout == ""
     assert done.stderr == (
-        "proxyshim demo: it needs aiosmtpd: pip install 'proxyshim[demo]'\n"
+        "proxyshim demo: aiosmtpd is missing: pip install 'proxyshim[demo]'\n"
     )
 
 

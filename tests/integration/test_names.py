@@ -345,7 +345,7 @@ async def kept_for(bench: Bench, seconds: float) -> None:
 
 
 def test_that_there_is_no_name_is_kept_too() -> None:
-    play(lambda bench: kept_for(bench, names.UNSAID_TTL_S))
+    play(lambda bench: kept_for(bench, names.DEFAULT_TTL_S))
 
 
 def test_a_failure_is_kept_for_a_short_time() -> None:

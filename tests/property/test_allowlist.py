@@ -1,4 +1,4 @@
-"""An allowlist answers as a walk through its networks would."""
+"""An allowlist gives the same answers as a search through its networks, one by one."""
 
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 
@@ -27,7 +27,7 @@ comments = st.sampled_from(["", "#", "# mx1", " # 192.0.2.1 # again"])
 
 @st.composite
 def addresses_near(draw: DrawFn, networks: list[IPv4Network | IPv6Network]) -> Address:
-    """Return an address in, just outside, or far from one of the *networks*."""
+    """Return an address in, just outside of, or far from one of the *networks*."""
     if not networks or draw(st.booleans()):
         return draw(st.ip_addresses())
     network = draw(st.sampled_from(networks))
@@ -53,13 +53,13 @@ def test_an_address_is_listed_when_a_network_holds_it(
 
 
 @given(networks, st.data())
-def test_layout_changes_nothing(
+def test_blanks_comments_and_line_ends_change_nothing(
     networks: list[IPv4Network | IPv6Network], data: st.DataObject
 ) -> None:
     lines = []
     for network in networks:
-        before, behind = data.draw(spaces), data.draw(spaces)
-        lines.append(f"{before}{network}{behind}{data.draw(comments)}")
+        before, after = data.draw(spaces), data.draw(spaces)
+        lines.append(f"{before}{network}{after}{data.draw(comments)}")
         lines.append(data.draw(spaces) + data.draw(comments))
     text = data.draw(st.sampled_from(["\n", "\r\n"])).join(lines)
     plain = Allowlist.from_entries(map(str, networks), "entries")
@@ -77,7 +77,7 @@ def test_an_ipv4_network_may_be_written_v4_mapped(network: IPv4Network) -> None:
 
 
 @given(st.text("0123456789abf:./# %-\r\n\0\x85\u2028\u0661\ufeff", max_size=60))
-def test_any_text_is_a_list_or_a_config_error(text: str) -> None:
+def test_any_text_is_a_valid_list_or_raises_config_error(text: str) -> None:
     try:
         Allowlist.parse(text, "hosts")
     except ConfigError as error:
@@ -86,7 +86,7 @@ def test_any_text_is_a_list_or_a_config_error(text: str) -> None:
 
 
 @given(st.ip_addresses(), st.integers(0, 128))
-def test_host_bits_are_an_error_that_says_what_to_write(
+def test_an_error_about_host_bits_names_the_network_to_write(
     address: Address, prefix: int
 ) -> None:
     prefix = min(prefix, address.max_prefixlen)

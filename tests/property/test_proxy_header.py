@@ -1,4 +1,4 @@
-"""PROXY headers of any content, in any split, and octets that are none."""
+"""PROXY headers with any content, in any split, and octets that are not a header."""
 
 from ipaddress import IPv4Address, IPv6Address
 
@@ -37,12 +37,12 @@ from tests.proxy_headers import (
     tlv,
 )
 
-# A header as octets, and what must be read from it.
+# A header as octets, and the result of reading it.
 Built = tuple[bytes, ProxyHeader]
 
 ports = st.integers(0, 65535)
 ipv4 = st.builds(IPv4Address, st.integers(0, 2**32 - 1))
-# Full of zero groups as well, or Hypothesis writes few that can be shortened.
+# Some have many zero groups; otherwise Hypothesis writes few that can be shortened.
 ipv6 = st.builds(IPv6Address, st.integers(0, 2**128 - 1)) | st.builds(
     lambda groups: IPv6Address(b"".join(group.to_bytes(2) for group in groups)),
     st.lists(st.sampled_from([0, 0, 0, 1, 0xFFFF]), min_size=8, max_size=8),
@@ -77,7 +77,8 @@ def ipv6_texts(draw: DrawFn) -> tuple[str, Address]:
     address = draw(ipv6 | v4_mapped)
     mapped = address.ipv4_mapped
     forms = [address.compressed, address.exploded, address.exploded.upper()]
-    # 116 octets are more than a line may have; the text is short enough in this form.
+    # Mixed notation only with "::", because written in full it makes lines of up to 116 octets,
+    # which is more than the spec allows.
     forms += [f"::ffff:{mapped}", f"::FFFF:{mapped}"] if mapped else []
     return draw(st.sampled_from(forms)), address
 
@@ -110,7 +111,7 @@ def v1_headers(draw: DrawFn) -> Built:
 def v2_headers(draw: DrawFn) -> Built:
     family = draw(st.sampled_from([TCP4, TCP6, UNIX, UNIXDGRAM, LOCAL]))
     if family == LOCAL:
-        # Not to be taken for TLVs, whatever follows: see the unit tests for those.
+        # A body that is not a list of TLVs, whatever follows; the unit tests have those.
         body = b"\xff\xff\xff" + draw(values)
         header = ProxyHeader(2, Command.LOCAL, Family.UNSPEC)
         return build_v2(LOCAL, draw(st.integers(0, 255)), body), header
@@ -166,7 +167,7 @@ headers = v1_headers() | v2_headers()
 
 @st.composite
 def damaged_headers(draw: DrawFn) -> bytes:
-    """Return a header in which some octets were changed, put in, or left out."""
+    """Return a header in which some octets were changed, inserted or removed."""
     data = bytearray(draw(headers)[0])
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(data)))
@@ -191,12 +192,12 @@ anything = anything | v1_like | v2_like
 
 
 @given(headers)
-def test_what_was_built_is_read_in_any_split(built: Built) -> None:
+def test_a_header_is_read_in_any_split(built: Built) -> None:
     reads(*built)
 
 
 @given(anything, st.integers(0, 5000))
-def test_any_octets_are_read_or_not_yet_or_refused(
+def test_any_octets_are_read_or_incomplete_or_refused(
     data: bytes, max_octets: int
 ) -> None:
     try:
@@ -226,7 +227,7 @@ def test_a_refusal_is_final(data: bytes) -> None:
 
 
 @given(anything)
-def test_octets_behind_a_header_change_nothing(data: bytes) -> None:
+def test_octets_after_a_header_change_nothing(data: bytes) -> None:
     result = read_header(data) if refusal(data) is None else None
     if result is not None:
         assert read_header(data[: result[1]]) == result
@@ -234,7 +235,7 @@ def test_octets_behind_a_header_change_nothing(data: bytes) -> None:
 
 
 @given(anything)
-def test_what_starts_a_header_and_what_is_read_agree(data: bytes) -> None:
+def test_starts_header_agrees_with_read_header(data: bytes) -> None:
     starts = starts_header(data)
     if starts is None:
         assert read_header(data) is None
@@ -244,5 +245,5 @@ def test_what_starts_a_header_and_what_is_read_agree(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("length", range(16))
-def test_a_v2_header_of_fewer_than_16_octets_is_not_yet(length: int) -> None:
+def test_a_v2_header_of_fewer_than_16_octets_is_incomplete(length: int) -> None:
     assert read_header(build_v2(LOCAL, 0)[:length]) is None

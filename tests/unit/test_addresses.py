@@ -1,4 +1,4 @@
-"""Addresses are compared and conveyed in one form only."""
+"""Addresses have one form, in which we compare and convey them."""
 
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -24,7 +24,7 @@ def test_an_endpoint_is_shown_with_its_port(address: str, text: str) -> None:
     assert str(Endpoint(ip_address(address), 25)) == text
 
 
-def test_an_endpoint_whose_text_was_asked_for_is_the_same_endpoint() -> None:
+def test_using_an_endpoints_text_does_not_change_the_endpoint() -> None:
     asked, other = (Endpoint(ip_address("2001:DB8::0:1"), 25) for _ in range(2))
     assert asked.host == asked.host == "2001:db8::1"
     assert asked == other
@@ -39,7 +39,7 @@ def test_an_endpoint_whose_text_was_asked_for_is_the_same_endpoint() -> None:
         ("::ffff:192.0.2.1", "192.0.2.1"),
         ("::ffff:0:0", "0.0.0.0"),
         ("::ffff:ffff:ffff", "255.255.255.255"),
-        # Addresses of their own, whatever is written in their last 32 bits.
+        # These are ordinary IPv6 addresses, whatever their last 32 bits contain.
         ("::192.0.2.1", "::192.0.2.1"),
         ("64:ff9b::192.0.2.1", "64:ff9b::192.0.2.1"),
         ("::ffff:0:192.0.2.1", "::ffff:0:192.0.2.1"),
@@ -67,7 +67,7 @@ def test_a_zone_id_is_dropped(text: str, address: IPv4Address | IPv6Address) -> 
 
 
 @pytest.mark.parametrize("text", ["", "%eth0", "localhost", "192.0.2", "[::1]"])
-def test_what_is_no_address_is_an_error(text: str) -> None:
+def test_a_text_that_is_not_an_address_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="does not appear to be an IPv4 or IPv6"):
         read_address(text)
 

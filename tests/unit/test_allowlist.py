@@ -1,11 +1,11 @@
-"""The list of proxies: who is on it, and what its errors say."""
+"""The list of proxies: which addresses it lists, and how it reports bad entries."""
 
 import timeit
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
-from proxyshim.allowlist import Allowlist, Networks
+from proxyshim.allowlist import Allowlist, Networks, read_entries
 from proxyshim.errors import ConfigError
 
 FILE = """\
@@ -55,11 +55,11 @@ def error_of(text: str) -> str:
         ("::", False),
     ],
 )
-def test_an_address_is_looked_up(address: str, listed: bool) -> None:
+def test_an_address_is_listed_or_not(address: str, listed: bool) -> None:
     assert Allowlist.parse(FILE, "hosts").is_listed(ip_address(address)) is listed
 
 
-def test_the_entries_are_counted() -> None:
+def test_different_entries_are_counted_once() -> None:
     assert len(Allowlist.parse(FILE, "hosts")) == 6
     assert len(Allowlist.parse("192.0.2.1\n192.0.2.1/32\n::ffff:192.0.2.1", "h")) == 1
 
@@ -74,7 +74,7 @@ def test_an_empty_list_lists_nobody(text: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["1", "96", "128"])
-def test_an_address_of_one_family_is_no_address_of_the_other(prefix: str) -> None:
+def test_an_address_of_one_family_is_not_mistaken_for_the_other(prefix: str) -> None:
     low = Networks.from_entries([f"8000::/{prefix}"], "entries")
     assert IPv4Address("128.0.0.0") not in low
     assert IPv6Address("8000::") in low
@@ -82,7 +82,7 @@ def test_an_address_of_one_family_is_no_address_of_the_other(prefix: str) -> Non
 
 
 EXPECTED = "expected an IP address or network, like 192.0.2.1 or 2001:db8::/32"
-BAD_PREFIX = "expected a prefix length of 1 to 32 behind the slash"
+BAD_PREFIX = "expected a prefix length of 1 to 32 after the slash"
 
 
 @pytest.mark.parametrize(
@@ -120,21 +120,21 @@ BAD_PREFIX = "expected a prefix length of 1 to 32 behind the slash"
         (
             "192.0.2.1/24",
             "has host bits set: write 192.0.2.0/24 for the network,"
-            " 192.0.2.1 for the one address",
+            " or 192.0.2.1 for the single address",
         ),
         (
             "::ffff:192.0.2.1/120",
             "has host bits set: write 192.0.2.0/24 for the network,"
-            " 192.0.2.1 for the one address",
+            " or 192.0.2.1 for the single address",
         ),
         (
             "2001:db8::1/64",
             "has host bits set: write 2001:db8::/64 for the network,"
-            " 2001:db8::1 for the one address",
+            " or 2001:db8::1 for the single address",
         ),
     ],
 )
-def test_an_error_names_file_line_value_and_what_to_write(
+def test_an_error_names_file_line_value_and_what_was_expected(
     entry: str, complaint: str
 ) -> None:
     text = f"192.0.2.9\n# a comment\n  {entry} # lb1\n2001:db8::9\n"
@@ -148,25 +148,25 @@ def test_a_prefix_that_covers_all_of_ipv4_is_an_error(prefix: int) -> None:
     assert error_of(f"{covering}/{prefix}").endswith(every)
 
 
-def test_a_prefix_beside_ipv4_is_allowed() -> None:
+def test_a_prefix_next_to_the_mapped_range_is_allowed() -> None:
     beside = Allowlist.parse("::fffe:0:0/96\n::/81\n::ffff:0:0/97\n", "hosts")
     assert not beside.is_listed(IPv4Address("192.0.2.1"))
     assert beside.is_listed(IPv4Address("10.0.0.1"))
     assert beside.is_listed(IPv6Address("::fffe:c000:201"))
 
 
-def test_all_bad_lines_are_named() -> None:
+def test_all_bad_lines_are_reported() -> None:
     assert error_of("192.0.2\n192.0.2.1\n::/0\n").split("\n") == [
         f"haproxy_hosts: line 1: '192.0.2': {EXPECTED}",
         "haproxy_hosts: line 3: '::/0': would list every address there is",
     ]
 
 
-def test_of_many_bad_lines_the_first_ten_are_named() -> None:
+def test_of_many_bad_lines_the_first_ten_are_reported() -> None:
     lines = error_of("x\n" * 1000).split("\n")
     assert len(lines) == 11
     assert lines[9] == f"haproxy_hosts: line 10: 'x': {EXPECTED}"
-    assert lines[10] == "haproxy_hosts: and 990 more of the kind"
+    assert lines[10] == "haproxy_hosts: and 990 more bad entries"
 
 
 def test_a_long_value_is_shortened_and_shown_on_one_line() -> None:
@@ -182,7 +182,7 @@ def test_only_a_line_feed_ends_a_line() -> None:
     assert error_of("192.0.2.1\r192.0.2.2").startswith("haproxy_hosts: line 1: ")
 
 
-def test_entries_of_a_list_are_numbered() -> None:
+def test_a_bad_entry_of_a_configured_list_is_reported_by_its_number() -> None:
     claims = Networks.from_entries(["192.0.2.0/24", "2001:db8::1"], "claims")
     assert IPv4Address("192.0.2.7") in claims
     assert IPv6Address("2001:db8::2") not in claims
@@ -190,8 +190,30 @@ def test_entries_of_a_list_are_numbered() -> None:
         Networks.from_entries(["192.0.2.0/24", ""], "claims")
 
 
+def test_the_entries_of_a_file_are_read_with_their_line_numbers() -> None:
+    entries = read_entries(FILE, "hosts")
+    assert [entry.place for entry in entries] == [
+        f"hosts: line {number}" for number in (2, 3, 5, 6, 7, 8)
+    ]
+    assert [str(entry.network) for entry in entries] == [
+        "192.0.2.1/32",
+        "192.0.2.128/25",
+        "2001:db8::1/128",
+        "2001:db8:1::/48",
+        "198.51.100.7/32",
+        "203.0.113.0/24",
+    ]
+
+
+def test_reading_entries_reports_bad_lines_as_parsing_does() -> None:
+    text = "192.0.2.1\n192.0.2\n::/0\n"
+    with pytest.raises(ConfigError) as caught:
+        read_entries(text, "haproxy_hosts")
+    assert str(caught.value) == error_of(text)
+
+
 def test_a_lookup_costs_the_same_for_many_entries() -> None:
-    """A walk through them would take a thousand times as long, not ten."""
+    """A linear search would take a thousand times as long, not ten times."""
     few = Allowlist.parse("\n".join(f"10.0.0.{n}" for n in range(10)), "few")
     many = Allowlist.parse("\n".join(map(many_addresses, range(10_000))), "many")
     assert len(many) == 10_000

@@ -10,6 +10,7 @@ import pytest
 
 from proxyshim import config
 from proxyshim.addresses import Address, SocketName, read_socket_name
+from proxyshim.allowlist import ListEntry, read_network
 from proxyshim.backend.dial import BackendLimits, Dial
 from proxyshim.check.answers import (
     STRANGER,
@@ -21,7 +22,7 @@ from proxyshim.check.answers import (
     Hello,
 )
 from proxyshim.check.setup import is_own_listener, judge_setup, takes_claims
-from proxyshim.check.surroundings import ListEntry, Surroundings, read_network
+from proxyshim.check.surroundings import Surroundings
 from proxyshim.check.verdicts import judge, service_line
 from proxyshim.config import Config
 from proxyshim.errors import BackendError, Reason
@@ -355,9 +356,9 @@ UNIX = 'bind = "unix:/run/mx.sock"\n'
         (LISTED, OK, "1 proxy or network listed in hosts"),
         (UNIX, NOTE, "on the unix socket every peer is a proxy"),
         (UNIX + 'unix_mode = "0666"', WARNING, 'write unix_mode = "0660"'),
-        ('believed_claims = ["127.0.0.0/8"]', UNSAFE, 'holds "127.0.0.0/8"'),
-        ('believed_claims = ["::1"]', UNSAFE, "take the entry out"),
-        ('believed_claims = ["::ffff:127.0.0.1"]', UNSAFE, "take the entry out"),
+        ('believed_claims = ["127.0.0.0/8"]', UNSAFE, 'contains "127.0.0.0/8"'),
+        ('believed_claims = ["::1"]', UNSAFE, "remove the entry"),
+        ('believed_claims = ["::ffff:127.0.0.1"]', UNSAFE, "remove the entry"),
     ],
 )
 def test_a_listener_is_judged(
@@ -386,7 +387,7 @@ def test_a_list_that_is_empty_turns_proxy_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entries", "says"),
     [
-        (["10.0.0.0/8"], "the list is wide: 10.0.0.0/8 (hosts: line 1); whoever"),
+        (["10.0.0.0/8"], "the list is wide: 10.0.0.0/8 (hosts: line 1); any host"),
         (["192.0.2.1", "10.0.0.0/15"], "10.0.0.0/15 (hosts: line 2)"),
         (["2001:db8::/31"], "2001:db8::/31"),
         ([f"{n}.0.0.0/8" for n in range(1, 7)], "3.0.0.0/8 (hosts: line 3) and 3 more"),
@@ -458,8 +459,8 @@ def test_an_entry_is_read_as_the_list_reads_it(entry: str, network: str) -> None
 @pytest.mark.parametrize(
     ("severities", "says", "status"),
     [
-        ([], "fit for use: nothing to mend", 0),
-        ([OK, NOTE], "fit for use: nothing to mend", 0),
+        ([], "fit for use: nothing to fix", 0),
+        ([OK, NOTE], "fit for use: nothing to fix", 0),
         ([WARNING, OK], "fit for use: 1 warning", 0),
         ([WARNING, ERROR, WARNING], "NOT fit for use: 1 error, 2 warnings", 1),
         ([UNSAFE, UNSAFE, ERROR], "NOT fit for use: 2 UNSAFE, 1 error", 1),

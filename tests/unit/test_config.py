@@ -1,4 +1,4 @@
-"""The configuration: what is read, and what is said of what is wrong."""
+"""The configuration: what it may contain, and how its mistakes are reported."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ backend = "127.0.0.1:10025"
 
 
 def loaded(directory: Path, text: str, hosts: str = "") -> Config:
-    """Load a configuration of this text."""
+    """Load a configuration with this text."""
     path = directory / "proxyshim.toml"
     path.write_text(text)
     (directory / "haproxy_hosts").write_text(hosts)
@@ -25,7 +25,7 @@ def loaded(directory: Path, text: str, hosts: str = "") -> Config:
 
 
 def complaints(directory: Path, text: str, hosts: str = "") -> list[str]:
-    """Return what is said of this text; every line of it names the file."""
+    """Return the lines of the error that this text raises; each must name the file."""
     with pytest.raises(ConfigError) as raised:
         loaded(directory, text, hosts)
     lines = str(raised.value).splitlines()
@@ -39,10 +39,10 @@ def with_key(key: str, value: str) -> str:
     return "\n".join([*kept, f"{key} = {value}\n"])
 
 
-# What is read.
+# Valid configurations.
 
 
-def test_the_defaults(tmp_path: Path) -> None:
+def test_a_listener_with_three_keys_gets_the_defaults(tmp_path: Path) -> None:
     config = loaded(tmp_path, LISTENER)
     (listener,) = config.listeners
     assert listener.settings.header_timeout_s == 30
@@ -51,6 +51,7 @@ def test_the_defaults(tmp_path: Path) -> None:
     assert listener.settings.reply_timeout_s == 60
     assert listener.settings.idle_timeout_s == 900
     assert listener.settings.haproxy_hosts is None
+    assert listener.settings.convey == "xclient"
     assert listener.settings.allow_plaintext_auth is False
     assert len(listener.allowlist) == 0
     assert config.metrics is None
@@ -58,9 +59,9 @@ def test_the_defaults(tmp_path: Path) -> None:
     assert listener.ehlo_name != ""
 
 
-def test_the_list_is_looked_for_beside_the_file(tmp_path: Path) -> None:
+def test_the_path_of_the_list_is_relative_to_the_configuration(tmp_path: Path) -> None:
     text = with_key("haproxy_hosts", '"haproxy_hosts"')
-    config = loaded(tmp_path, text, "# ours\n192.0.2.1\n2001:db8::/32\n")
+    config = loaded(tmp_path, text, "# proxies\n192.0.2.1\n2001:db8::/32\n")
     listener = config.listener("mx")
     assert listener is not None
     assert listener.allowlist.is_listed(read_address("192.0.2.1"))
@@ -68,7 +69,7 @@ def test_the_list_is_looked_for_beside_the_file(tmp_path: Path) -> None:
     assert not listener.allowlist.is_listed(read_address("192.0.2.2"))
 
 
-def test_a_list_of_100_000_entries_is_read(tmp_path: Path) -> None:
+def test_a_list_may_have_100_000_entries(tmp_path: Path) -> None:
     entries = "".join(
         f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}\n" for n in range(100_000)
     )
@@ -80,26 +81,26 @@ def test_a_list_of_100_000_entries_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["30", "30.5", "0.001"])
-def test_seconds_may_be_whole_or_not(tmp_path: Path, value: str) -> None:
+def test_seconds_may_have_a_fraction(tmp_path: Path, value: str) -> None:
     config = loaded(tmp_path, with_key("header_timeout_s", value))
     assert config.listeners[0].settings.header_timeout_s == float(value)
 
 
-def test_one_of_a_list_needs_no_brackets(tmp_path: Path) -> None:
+def test_a_single_text_may_stand_for_a_list_of_one(tmp_path: Path) -> None:
     config = loaded(tmp_path, with_key("untrusted_claims", '"10.0.0.0/8"'))
     assert read_address("10.1.2.3") in config.listeners[0].untrusted_claims
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     assert loaded(tmp_path, "\ufeff" + LISTENER).listeners[0].settings.name == "mx"
 
 
-def test_ports_of_the_kernels_choice_are_not_the_same(tmp_path: Path) -> None:
+def test_two_listeners_may_both_let_the_kernel_choose_a_port(tmp_path: Path) -> None:
     one = LISTENER.replace(":2525", ":0")
     assert len(loaded(tmp_path, one + one.replace("mx", "mx2")).listeners) == 2
 
 
-# What is wrong.
+# Mistakes.
 
 WRONG_VALUES = [
     ("name", '"a b"', "expected a text that matches"),
@@ -141,6 +142,8 @@ WRONG_VALUES = [
     ("header_max_octets", "70000", "expected less than or equal to 65535"),
     ("ehlo_name", '"a b"', "expected a host name or an [address literal]"),
     ("untrusted_claims", "5", "expected a list"),
+    ("convey", '"proxy-v3"', "expected 'xclient'"),
+    ("convey", "1", "expected 'xclient'"),
     ("allow_plaintext_auth", "1", "expected true or false"),
     ("unix_mode", '"660"', "expected a text that matches"),
     ("unix_mode", "432", "expected a text in quotes"),
@@ -148,7 +151,7 @@ WRONG_VALUES = [
 
 
 @pytest.mark.parametrize(("key", "value", "expected"), WRONG_VALUES)
-def test_a_wrong_value_is_one_complaint_that_names_it(
+def test_a_wrong_value_gives_one_complaint_that_names_it(
     tmp_path: Path, key: str, value: str, expected: str
 ) -> None:
     (complaint,) = complaints(tmp_path, with_key(key, value))
@@ -191,46 +194,50 @@ def test_a_wrong_value_is_one_complaint_that_names_it(
         (
             LISTENER.replace("[[listener]]", "[listener]"),
             "listener = {'name': 'mx', 'bind': '127.0.0.1:2525',"
-            " 'backend': '127.0.0.1:10025'}: expected tables, each as [[listener]]",
+            " 'backend': '127.0.0.1:10025'}: expected one or more [[listener]] tables",
         ),
         (
             LISTENER + LISTENER.replace("2525", "2526"),
-            "listener.name = 'mx': expected each only once",
+            "listener.name = 'mx': appears more than once",
         ),
         (
             LISTENER + LISTENER.replace('"mx"', '"mx2"'),
-            "listener.bind = '127.0.0.1:2525': expected each only once",
+            "listener.bind = '127.0.0.1:2525': appears more than once",
         ),
         (
             with_key("untrusted_claims", '["10.0.0.0/8", "10.0.0.1/8"]'),
             "listener mx: untrusted_claims: entry 2: '10.0.0.1/8': has host bits set:"
-            " write 10.0.0.0/8 for the network, 10.0.0.1 for the one address",
+            " write 10.0.0.0/8 for the network, or 10.0.0.1 for the single address",
         ),
     ],
 )
-def test_the_complaint_is(tmp_path: Path, text: str, complaint: str) -> None:
+def test_a_mistake_gives_exactly_this_complaint(
+    tmp_path: Path, text: str, complaint: str
+) -> None:
     assert complaints(tmp_path, text) == [complaint]
 
 
-def test_a_key_like_no_other_is_answered_with_all(tmp_path: Path) -> None:
+def test_an_unknown_key_without_a_near_one_lists_all_known_keys(tmp_path: Path) -> None:
     (complaint,) = complaints(tmp_path, with_key("xyzzy", "1"))
     assert complaint.startswith(
         "listener[1].xyzzy = 1: unknown key; known: name, bind,"
     )
 
 
-def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     text = LISTENER + 'unix_mode = "1"\nxyzzy = 1\n[log]\nlevel = 5\n'
     assert len(complaints(tmp_path, text)) == 3
 
 
-def test_bad_toml_is_one_complaint(tmp_path: Path) -> None:
+def test_bad_toml_gives_one_complaint(tmp_path: Path) -> None:
     (complaint,) = complaints(tmp_path, "[[listener]]\nname mx\n")
     assert complaint.startswith("not TOML: ")
     assert "line 2" in complaint
 
 
-def test_a_bad_list_is_named_with_line_and_value(tmp_path: Path) -> None:
+def test_a_bad_entry_in_the_list_is_reported_with_line_and_value(
+    tmp_path: Path,
+) -> None:
     text = with_key("haproxy_hosts", '"haproxy_hosts"')
     (complaint,) = complaints(tmp_path, text, "192.0.2.1\n\n192.0.2.1/24 # all\n")
     assert complaint.startswith(
@@ -238,10 +245,10 @@ def test_a_bad_list_is_named_with_line_and_value(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_not_text_is_one_complaint(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf_8_gives_one_complaint(tmp_path: Path) -> None:
     path = tmp_path / "proxyshim.toml"
     path.write_bytes(b"# \xff\n")
-    with pytest.raises(ConfigError, match=r"proxyshim\.toml: not UTF-8: .*octet 2"):
+    with pytest.raises(ConfigError, match=r"proxyshim\.toml: not UTF-8: .* at byte 2"):
         load(path)
 
 
@@ -253,7 +260,9 @@ def test_what_is_not_text_is_one_complaint(tmp_path: Path) -> None:
         ("/a\0b", r"'/a\x00b': cannot be read: embedded null byte"),
     ],
 )
-def test_a_file_that_can_not_be_read_is_named(path: str, complaint: str) -> None:
+def test_the_complaint_about_an_unreadable_file_names_it(
+    path: str, complaint: str
+) -> None:
     with pytest.raises(ConfigError) as raised:
         load(Path(path))
     assert str(raised.value).startswith(complaint)

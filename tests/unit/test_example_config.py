@@ -1,4 +1,4 @@
-"""The files in etc/: they work as they stand, and show every key with its default."""
+"""The files in etc/ work as shipped, and show every key with its default."""
 
 import dataclasses
 import itertools
@@ -25,19 +25,19 @@ TABLES = {
     "listener": config.ListenerSettings,
 }
 
-# A comment that is a key: no blank behind the "#".
+# A comment that shows a key has no blank after the "#".
 COMMENTED_KEY = re.compile(r"(?m)^#(\w+ *= *.+)$")
 
 
 def shown() -> dict[str, Any]:
-    """Return the tables with the keys that are commented out among the others."""
+    """Return the tables, including the keys that are commented out."""
     tables = tomllib.loads(COMMENTED_KEY.sub(r"\1", EXAMPLE.read_text("utf-8")))
     [tables["listener"]] = tables["listener"]
     return tables
 
 
 def commented() -> dict[str, Any]:
-    """Return only what is commented out, table by table."""
+    """Return only the keys that are commented out, table by table."""
     lines = EXAMPLE.read_text("utf-8").splitlines()
     kept = [line for line in lines if re.match(r"\[|#\w+ *= ", line)]
     tables = tomllib.loads(COMMENTED_KEY.sub(r"\1", "\n".join(kept)))
@@ -45,7 +45,7 @@ def commented() -> dict[str, Any]:
     return tables
 
 
-def test_it_loads_as_it_stands(tmp_path: Path) -> None:
+def test_the_example_loads_as_shipped(tmp_path: Path) -> None:
     shutil.copy(EXAMPLE, tmp_path)
     shutil.copy(HOSTS, tmp_path)
     loaded = config.load(tmp_path / EXAMPLE.name)
@@ -54,42 +54,41 @@ def test_it_loads_as_it_stands(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_every_key_is_shown(table: str) -> None:
+def test_the_example_shows_every_key(table: str) -> None:
     fields = {field.name for field in dataclasses.fields(TABLES[table])}
     assert set(shown()[table]) == fields
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_what_is_commented_out_is_the_default(table: str) -> None:
+def test_a_key_that_is_commented_out_shows_its_default(table: str) -> None:
     defaults = {
         field.name: list(field.default)
         if isinstance(field.default, tuple)
         else field.default
         for field in dataclasses.fields(TABLES[table])
     }
-    # What has no default is an example.
+    # A key without a default shows an example.
     shown = {
         key: v for key, v in commented()[table].items() if defaults[key] is not None
     }
     assert shown == {key: defaults[key] for key in shown}
 
 
-def test_it_still_loads_with_every_comment_taken_away(tmp_path: Path) -> None:
+def test_the_example_loads_with_every_key_uncommented(tmp_path: Path) -> None:
     text = COMMENTED_KEY.sub(r"\1", EXAMPLE.read_text("utf-8"))
     (tmp_path / "proxyshim.toml").write_text(text)
     shutil.copy(HOSTS, tmp_path)
     config.load(tmp_path / "proxyshim.toml")
 
 
-def test_every_key_is_explained() -> None:
-    """Right above each key stands a comment."""
+def test_every_key_has_a_comment_right_above_it() -> None:
     lines = EXAMPLE.read_text("utf-8").splitlines()
     for above, line in itertools.pairwise(lines):
         if re.match(r"#?\w+ *= ", line):
             assert above.startswith("# "), line
 
 
-def test_durations_and_sizes_say_their_unit() -> None:
+def test_comments_on_durations_and_sizes_begin_with_the_unit() -> None:
     text = EXAMPLE.read_text("utf-8")
     for unit, suffix in (("Seconds", "_s"), ("Octets", "_octets")):
         for key in shown()["listener"]:
@@ -99,10 +98,10 @@ def test_durations_and_sizes_say_their_unit() -> None:
                 assert comment[1].startswith(f"# {unit}"), key
 
 
-def test_the_list_of_proxies_lists_nobody_as_it_stands() -> None:
+def test_the_example_list_of_proxies_lists_nobody() -> None:
     assert len(Allowlist.parse(HOSTS.read_text("utf-8"), "haproxy_hosts")) == 0
 
 
-def test_the_examples_in_the_list_of_proxies_are_entries() -> None:
+def test_the_commented_examples_in_the_list_of_proxies_are_valid() -> None:
     entries = re.findall(r"(?m)^#   (\S.*)$", HOSTS.read_text("utf-8"))
     assert len(Allowlist.parse("\n".join(entries), "haproxy_hosts")) == len(entries) > 0

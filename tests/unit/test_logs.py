@@ -1,4 +1,4 @@
-"""The log: one line an event, in order, with the journal's priorities."""
+"""The log: one line per event, in order, with priorities for the journal."""
 
 import json
 import os
@@ -19,7 +19,7 @@ HOSTILE = '\x1b[31mred\r\n{"event":"forged"}\x00\x85\u2028\u202e\udcff'
 
 @pytest.fixture
 def logging(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Configure]:
-    """Return a function that sets logging up and returns one that reads the log."""
+    """Return a function that sets up logging, and returns a function that reads the log."""
     before = structlog.get_config()
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
     path = tmp_path / "stderr"
@@ -43,22 +43,22 @@ def logging(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Configu
     structlog.configure(**before)
 
 
-def say_all() -> None:
+def log_at_every_level() -> None:
     """Log an event at every level."""
     log = structlog.get_logger()
     for level in ("debug", "info", "warning", "error"):
-        getattr(log, level)(f"said_{level}", peer="192.0.2.1:25")
+        getattr(log, level)(f"noted_{level}", peer="192.0.2.1:25")
 
 
-def test_an_event_is_one_json_object_a_line(logging: Configure) -> None:
+def test_an_event_is_one_json_object_on_one_line(logging: Configure) -> None:
     read = logging()
-    say_all()
+    log_at_every_level()
     lines = [json.loads(line) for line in read()]
     assert [line["event"] for line in lines] == [
-        "said_debug",
-        "said_info",
-        "said_warning",
-        "said_error",
+        "noted_debug",
+        "noted_info",
+        "noted_warning",
+        "noted_error",
     ]
     assert list(lines[0]) == ["event", "peer", "level", "timestamp"]
     assert [line["level"] for line in lines] == ["debug", "info", "warning", "error"]
@@ -69,17 +69,17 @@ def test_an_event_is_one_json_object_a_line(logging: Configure) -> None:
     ("level", "written"),
     [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)],
 )
-def test_what_is_below_the_level_is_not_written(
+def test_events_below_the_level_are_not_written(
     logging: Configure, level: str, written: int
 ) -> None:
     read = logging(level=level)
-    say_all()
+    log_at_every_level()
     assert len(read()) == written
 
 
-def test_no_octet_escapes_from_a_json_line(logging: Configure) -> None:
+def test_hostile_text_cannot_break_out_of_a_json_line(logging: Configure) -> None:
     read = logging()
-    structlog.get_logger().info("said", detail=HOSTILE)
+    structlog.get_logger().info("thing_noted", detail=HOSTILE)
     (line,) = read()
     assert line.isascii()
     assert line.isprintable()
@@ -87,12 +87,15 @@ def test_no_octet_escapes_from_a_json_line(logging: Configure) -> None:
 
 
 @pytest.mark.parametrize("format", ["json", "console"])
-def test_the_journal_is_told_the_priority(logging: Configure, format: str) -> None:  # noqa: A002
+def test_lines_for_the_journal_begin_with_their_priority(
+    logging: Configure,
+    format: str,  # noqa: A002
+) -> None:
     read = logging(format, journal=True)
-    say_all()
+    log_at_every_level()
     lines = read()
     assert [line[:3] for line in lines] == ["<7>", "<6>", "<4>", "<3>"]
-    assert not any("timestamp" in line for line in lines)  # it has its own
+    assert not any("timestamp" in line for line in lines)  # the journal adds its own
 
 
 def test_every_line_of_a_traceback_has_the_priority(logging: Configure) -> None:
@@ -118,28 +121,25 @@ def test_a_traceback_in_json_is_one_line(logging: Configure) -> None:
 
 
 @pytest.mark.parametrize("stream", ["", "1", "1:2", "x:y", ":"])
-def test_another_stream_is_not_the_journal(
+def test_a_journal_stream_that_is_not_stderr_gives_no_priorities(
     logging: Configure, monkeypatch: pytest.MonkeyPatch, stream: str
 ) -> None:
     monkeypatch.setenv("JOURNAL_STREAM", stream)
     read = logging()
-    say_all()
+    log_at_every_level()
     assert all(line.startswith("{") for line in read())
 
 
-def test_the_console_format_is_for_eyes(logging: Configure) -> None:
+def test_the_console_format_is_human_readable(logging: Configure) -> None:
     read = logging("console")
-    say_all()
+    log_at_every_level()
     first = read()[0]
-    assert "said_debug" in first
+    assert "noted_debug" in first
     assert "peer=192.0.2.1:25" in first
-    assert "\x1b" not in first  # no colours where nobody looks
+    assert "\x1b" not in first  # no colours, because stderr is not a terminal
 
 
-# JSON lines are written by a shorter way than structlog's processors, which warn() takes.
-
-
-# Whoever reads the log may be slow, or gone.
+# The reader of the log may be slow, or gone.
 
 
 @pytest.mark.parametrize("format", ["json", "console"])
@@ -148,22 +148,22 @@ def test_a_line_is_one_write(
     monkeypatch: pytest.MonkeyPatch,
     logging: Configure,
 ) -> None:
-    logging()  # puts things back afterwards
+    logging()  # restores the configuration afterwards
     reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with reader, writer, open(writer.fileno(), "w", closefd=False) as stderr:
         monkeypatch.setattr("sys.stderr", stderr)
         logs.configure(format, "info")
         for number in range(3):
-            structlog.get_logger().info(f"said_{number}", detail="x" * 9_000)
+            structlog.get_logger().info(f"noted_{number}", detail="x" * 9_000)
         for number in range(3):
             datagram = reader.recv(65_536)
             assert datagram.count(b"\n") == 1
             assert datagram.endswith(b"\n")
-            assert f"said_{number}".encode() in datagram
+            assert f"noted_{number}".encode() in datagram
 
 
 @pytest.mark.parametrize("format", ["json", "console"])
-def test_a_log_that_can_not_be_written_harms_nobody(
+def test_a_log_that_cannot_be_written_raises_nothing(
     format: Literal["json", "console"],  # noqa: A002
     monkeypatch: pytest.MonkeyPatch,
     logging: Configure,
@@ -171,30 +171,30 @@ def test_a_log_that_can_not_be_written_harms_nobody(
     logging()
     reader, writer = os.pipe()
     os.close(reader)
-    with open(writer, "w") as nobody, open("/dev/full", "w") as full:
-        for stderr in (nobody, full):
+    with open(writer, "w") as unread, open("/dev/full", "w") as full:
+        for stderr in (unread, full):
             monkeypatch.setattr("sys.stderr", stderr)
             logs.configure(format, "info")
             for _ in range(3):
-                structlog.get_logger().info("said", detail="x" * 9_000)
-            stderr.flush()  # nothing was kept
+                structlog.get_logger().info("thing_noted", detail="x" * 9_000)
+            stderr.flush()  # nothing stayed in its buffer
 
 
-def test_a_line_that_is_written_in_parts_is_whole(
+def test_a_line_that_takes_several_writes_is_complete(
     monkeypatch: pytest.MonkeyPatch, logging: Configure
 ) -> None:
     read = logging()
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, octets: write(fd, octets[:7]))
-    structlog.get_logger().info("said", detail="x" * 100)
+    structlog.get_logger().info("thing_noted", detail="x" * 100)
     (line,) = read()
     assert json.loads(line)["detail"] == "x" * 100
 
 
-def test_a_line_that_broke_off_does_not_spoil_the_next(
+def test_a_line_that_was_cut_off_does_not_spoil_the_next(
     monkeypatch: pytest.MonkeyPatch, logging: Configure
 ) -> None:
-    """A pipe that does not block may take a part, and then no more."""
+    """A non-blocking pipe may take a part of a line, and then no more."""
     read = logging()
     write = os.write
     takes = iter([7, 0])
@@ -207,18 +207,18 @@ def test_a_line_that_broke_off_does_not_spoil_the_next(
 
     monkeypatch.setattr(os, "write", take_a_part)
     for number in range(3):
-        structlog.get_logger().info("said", number=number)
+        structlog.get_logger().info("thing_noted", number=number)
     broken, *whole = read()
     assert len(broken) == 7
     assert [json.loads(line)["number"] for line in whole] == [1, 2]
 
 
 @pytest.mark.parametrize("format", ["json", "console"])
-def test_text_that_no_encoding_has_is_escaped(
+def test_text_that_cannot_be_encoded_is_escaped(
     logging: Configure,
     format: Literal["json", "console"],  # noqa: A002
 ) -> None:
     read = logging(format)
-    structlog.get_logger().info("said", detail="\udcff")
+    structlog.get_logger().info("thing_noted", detail="\udcff")
     (line,) = read()
     assert "\\udcff" in line

@@ -1,4 +1,4 @@
-"""What is counted, as Prometheus sees it; and the alerts that are made of it."""
+"""The metrics as Prometheus reads them, and the example alerts."""
 
 import re
 from collections.abc import Callable
@@ -24,7 +24,7 @@ ALERTS = Path(__file__).parent.parent.parent / "etc" / "prometheus-alerts.yml"
 
 
 def families(metrics: Metrics) -> dict[str, Metric]:
-    """Read what a scraper gets."""
+    """Return the metric families that a scraper reads."""
     registry = CollectorRegistry()
     registry.register(metrics)
     text = generate_latest(registry).decode()
@@ -48,7 +48,7 @@ def test_counters_begin_empty_and_gauges_at_zero() -> None:
     assert [s.value for s in found["proxyshim_sessions_open"].samples] == [0]
 
 
-def test_what_is_counted_is_shown_with_its_labels() -> None:
+def test_counters_and_gauges_are_exposed_with_their_labels() -> None:
     metrics = Metrics()
     metrics.sessions["mx", Outcome.CUT] += 2
     metrics.refusals[Reason.TOO_MANY_SESSIONS] += 3
@@ -61,7 +61,7 @@ def test_what_is_counted_is_shown_with_its_labels() -> None:
         ("proxyshim_sessions_total", {"listener": "mx", "outcome": "cut"}),
         ("proxyshim_refusals_total", {"reason": "too_many_sessions"}),
         ("proxyshim_backend_failures_total", {"reason": "backend_timeout"}),
-        ("proxyshim_octets_total", {"direction": "to_client"}),
+        ("proxyshim_relayed_bytes_total", {"direction": "to_client"}),
         ("proxyshim_headers_total", {"header": "v2"}),
         ("proxyshim_messages_accepted_total", {}),
         ("proxyshim_sessions_open", {}),
@@ -70,7 +70,16 @@ def test_what_is_counted_is_shown_with_its_labels() -> None:
         assert value(metrics, name, **labels) == number
 
 
-def test_it_says_how_old_a_list_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relayed_bytes_are_exposed_under_the_new_and_the_old_name() -> None:
+    metrics = Metrics()
+    metrics.octets["to_client"] += 5
+    for name in ("proxyshim_relayed_bytes_total", "proxyshim_octets_total"):
+        assert value(metrics, name, direction="to_client") == 5
+
+
+def test_the_size_and_time_of_reading_of_a_list_are_exposed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     metrics = Metrics()
     monkeypatch.setattr("time.time", lambda: 1_700_000_000.5)
     metrics.note_allowlist("mx", 3)
@@ -83,7 +92,7 @@ def test_it_says_how_old_a_list_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert value(metrics, name, listener="mx") == 1_700_000_060.0
 
 
-def test_it_says_what_runs() -> None:
+def test_build_info_has_the_versions() -> None:
     [sample] = families(Metrics())["proxyshim_build_info"].samples
     assert sample.labels["version"] == proxyshim.__version__
     assert set(sample.labels) == {"version", "python"}
@@ -93,7 +102,7 @@ def test_it_says_what_runs() -> None:
 # Histograms.
 
 
-def test_an_observation_lies_in_each_bucket_from_its_own_on() -> None:
+def test_an_observation_counts_in_its_bucket_and_all_larger_ones() -> None:
     histogram = Histogram((1.0, 2.0, 4.0))
     for seconds in (0.5, 1.0, 1.5, 3.0, 100.0):
         histogram.observe(seconds)
@@ -108,7 +117,7 @@ def test_an_observation_lies_in_each_bucket_from_its_own_on() -> None:
         ("session", SESSION_BOUNDS_S, lambda m: m.session_s.observe(0.002)),
     ],
 )
-def test_a_histogram_is_shown_as_one(
+def test_a_histogram_is_exposed_with_buckets_count_and_sum(
     name: str, bounds: tuple[float, ...], observe: Callable[[Metrics], None]
 ) -> None:
     metrics = Metrics()
@@ -124,10 +133,10 @@ def test_a_histogram_is_shown_as_one(
     assert samples[f"proxyshim_{name}_seconds_sum"] == 0.002
 
 
-# Is the loop alive?
+# Liveness.
 
 
-def test_it_is_live_as_long_as_the_loop_says_so(
+def test_the_process_is_live_while_the_heartbeat_is_recent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     metrics = Metrics()
@@ -140,10 +149,10 @@ def test_it_is_live_as_long_as_the_loop_says_so(
     assert metrics.is_live
 
 
-# The alerts that we give away.
+# The example alerts.
 
 
-def test_the_alerts_ask_for_what_there_is() -> None:
+def test_the_alerts_use_only_existing_metrics_outcomes_and_reasons() -> None:
     text = re.sub(r"(?m)^\s*#.*$", "", ALERTS.read_text("utf-8"))
     shown = families(filled())
     exposed = {sample.name for family in shown.values() for sample in family.samples}
@@ -156,7 +165,7 @@ def test_the_alerts_ask_for_what_there_is() -> None:
 
 
 def filled() -> Metrics:
-    """Return metrics in which everything was counted once."""
+    """Return metrics in which each counter has counted something."""
     metrics = Metrics()
     metrics.sessions["mx", Outcome.COMPLETED] += 1
     for counter in (
@@ -171,7 +180,7 @@ def filled() -> Metrics:
     return metrics
 
 
-def test_each_alert_says_what_to_do_where() -> None:
+def test_each_alert_has_a_summary_a_severity_and_a_runbook_section() -> None:
     text = ALERTS.read_text("utf-8")
     alerts = re.split(r"(?m)^ +- alert: ", text)[1:]
     assert len(alerts) >= 5

@@ -29,7 +29,7 @@ CASES: list[Case] = load("proxy_headers.json")
 CAPTURES: list[Case] = load("haproxy_captures.json")["captures"]
 
 
-def of(expect: str) -> pytest.MarkDecorator:
+def for_each_case(expect: str) -> pytest.MarkDecorator:
     """Run a test for each case with this outcome."""
     cases = [case for case in CASES if case["expect"] == expect]
     return pytest.mark.parametrize("case", cases, ids=name_of)
@@ -45,7 +45,7 @@ def test_no_vector_is_missing() -> None:
     assert len(CAPTURES) == 51
 
 
-@of("accept")
+@for_each_case("accept")
 def test_a_valid_header_is_read(case: Case) -> None:
     data = bytes.fromhex(case["hex"])
     remaining = bytes.fromhex(case.get("remaining_hex", ""))
@@ -54,14 +54,14 @@ def test_a_valid_header_is_read(case: Case) -> None:
     assert read_header(data) == (expected_header(case), len(header))
 
 
-@of("reject")
+@for_each_case("reject")
 def test_an_invalid_header_is_refused(case: Case) -> None:
     data = bytes.fromhex(case["hex"])
     refuses(data, REASON_OF.get(case["name"]) or REASON_OF[case["class"]])
 
 
-@of("incomplete")
-def test_an_incomplete_header_is_waited_for(case: Case) -> None:
+@for_each_case("incomplete")
+def test_an_incomplete_header_is_not_read_yet(case: Case) -> None:
     data = bytes.fromhex(case["hex"])
     for count in range(len(data) + 1):
         assert read_header(data[:count]) is None
@@ -79,7 +79,7 @@ def test_a_header_is_read_in_the_pieces_it_was_sent_in(case: Case) -> None:
 
 
 @pytest.mark.parametrize("capture", CAPTURES, ids=name_of)
-def test_what_haproxy_sends_is_read(capture: Case) -> None:
+def test_a_header_captured_from_haproxy_is_read(capture: Case) -> None:
     data = bytes.fromhex(capture["hex"])
     result = read_header(data)
     assert result is not None
@@ -92,7 +92,7 @@ def test_what_haproxy_sends_is_read(capture: Case) -> None:
     [capture for capture in CAPTURES if "client_sent_hex" in capture],
     ids=name_of,
 )
-def test_what_was_put_before_haproxy_is_read(capture: Case) -> None:
+def test_a_header_that_the_client_of_haproxy_sent_is_read(capture: Case) -> None:
     assert refusal(bytes.fromhex(capture["client_sent_hex"])) is None
 
 
@@ -139,7 +139,7 @@ REASON_OF = {
     "v2-tlv-malformed": Reason.HEADER_BAD_TLV,
     "v2-unix": Reason.HEADER_BAD_LENGTH,
     "v2-version": Reason.HEADER_BAD_VERSION,
-    # ... and by name where a case of the class is ruled out by something else.
+    # ... and by name, where another rule refuses a case of the class.
     "inc_v2_len_65535_no_body": Reason.HEADER_TOO_LONG,
     "v1_kw_empty_line": Reason.HEADER_UNRECOGNISED,
     "v1_kw_glued_prefix": Reason.HEADER_UNRECOGNISED,
@@ -160,7 +160,7 @@ REASON_OF = {
 
 
 def in_words(data: bytes, header: ProxyHeader) -> str:
-    """Say what the captures' ``decoded`` says."""
+    """Describe a header in the way of ``decoded`` in the captures."""
     source, destination = header.source, header.destination
     if header.version == 1:
         if source is None or destination is None:

@@ -1,0 +1,172 @@
+"""The configuration: one TOML file in, checked and typed settings out.
+
+- ``settings.py``  every key, with its default, unit and meaning: the reference
+- ``values.py``    what a single value may be
+- ``explain.py``   turns pydantic's errors into our own words
+
+This module reads the file and the lists that it names.  An error is a ConfigError that names
+the file, the key, the value and what was expected.
+"""
+
+import socket
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, get_args
+
+from pydantic import TypeAdapter, ValidationError
+
+from proxyshim.addresses import SocketName, read_socket_name
+from proxyshim.allowlist import Allowlist, Networks
+from proxyshim.config.explain import explain
+from proxyshim.config.settings import (
+    Convey,
+    Dns,
+    File,
+    Limits,
+    ListenerSettings,
+    Log,
+    Metrics,
+)
+from proxyshim.config.values import is_ehlo_name
+from proxyshim.errors import ConfigError
+
+__all__ = [
+    "CONVEYANCES",
+    "DEFAULT_PATH",
+    "Config",
+    "Dns",
+    "Limits",
+    "Listener",
+    "ListenerSettings",
+    "Log",
+    "Metrics",
+    "load",
+    "read_text",
+]
+
+DEFAULT_PATH = Path("/etc/proxyshim/proxyshim.toml")
+
+# The values that ``convey`` may have.
+CONVEYANCES: Final[tuple[str, ...]] = get_args(Convey)
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listener's settings, and what they name: addresses parsed, lists read."""
+
+    settings: ListenerSettings
+    binds: tuple[SocketName, ...]
+    backend: SocketName
+    ehlo_name: str
+    agent_bind: SocketName | None
+    allowlist: Allowlist
+    untrusted_claims: Networks
+    believed_claims: Networks
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A complete, validated configuration: a snapshot of the files at load time."""
+
+    path: Path
+    listeners: tuple[Listener, ...]
+    log: Log
+    metrics: Metrics | None
+    dns: Dns
+    limits: Limits
+
+    def listener(self, name: str) -> Listener | None:
+        """Return the listener of that name."""
+        return next(
+            (found for found in self.listeners if found.settings.name == name), None
+        )
+
+
+def load(path: Path) -> Config:
+    """Read the file at *path*, and the lists that it names.  Raises ConfigError."""
+    file = _validate(path, _read_toml(path))
+    _check_unique(path, "name", (entry.name for entry in file.listener))
+    _check_unique(path, "bind", _fixed_binds(file.listener))
+    listeners = tuple(_prepare(path, entry) for entry in file.listener)
+    return Config(path, listeners, file.log, file.metrics, file.dns, file.limits)
+
+
+def read_text(path: Path) -> str:
+    """Return a file's text.  Raises ConfigError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: not UTF-8: {error.reason} at byte {error.start}"
+        ) from None
+    except ValueError as error:  # a NUL in the path
+        raise ConfigError(f"{str(path)!r}: cannot be read: {error}") from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+
+
+def _validate(path: Path, data: dict[str, Any]) -> File:
+    try:
+        return TypeAdapter(File).validate_python(data)
+    except ValidationError as error:
+        lines = [f"{path}: {line}" for line in explain(error)]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _fixed_binds(entries: Iterable[ListenerSettings]) -> Iterable[str]:
+    for entry in entries:
+        for bind in entry.bind:
+            if not bind.endswith(":0"):  # the kernel never chooses a port twice
+                yield bind
+
+
+def _check_unique(path: Path, key: str, values: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for value in values:
+        if value in seen:
+            raise ConfigError(
+                f"{path}: listener.{key} = {value!r}: appears more than once"
+            )
+        seen.add(value)
+
+
+def _prepare(path: Path, entry: ListenerSettings) -> Listener:
+    where = f"{path}: listener {entry.name}"
+    allowlist = Allowlist()
+    if entry.haproxy_hosts is not None:
+        hosts_path = path.parent / entry.haproxy_hosts
+        try:
+            text = read_text(hosts_path)
+        except ConfigError as error:
+            key = f"haproxy_hosts = {entry.haproxy_hosts!r}"
+            raise ConfigError(f"{where}: {key}: {error}") from None
+        allowlist = Allowlist.parse(text, str(hosts_path))
+    return Listener(
+        settings=entry,
+        binds=tuple(read_socket_name(bind) for bind in entry.bind),
+        backend=read_socket_name(entry.backend),
+        ehlo_name=entry.ehlo_name or _own_name(),
+        agent_bind=read_socket_name(entry.agent_bind) if entry.agent_bind else None,
+        allowlist=allowlist,
+        untrusted_claims=Networks.from_entries(
+            entry.untrusted_claims, f"{where}: untrusted_claims"
+        ),
+        believed_claims=Networks.from_entries(
+            entry.believed_claims, f"{where}: believed_claims"
+        ),
+    )
+
+
+def _own_name() -> str:
+    """Return a name that strict mail servers accept too: a qualified one, or an address."""
+    name = socket.gethostname()
+    return name if "." in name and is_ehlo_name(name) else "[127.0.0.1]"

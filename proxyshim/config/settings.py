@@ -1,0 +1,149 @@
+"""The settings: every key of the configuration file, its default, unit and meaning.
+
+This module is the reference: nothing else in the code states a default or a meaning again.
+etc/proxyshim.toml shows every key too, and a test checks that its defaults are these.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as settings
+
+from proxyshim.config.values import (
+    Backend,
+    Bind,
+    Binds,
+    EhloName,
+    Flag,
+    MetricsBind,
+    Nameservers,
+    Seconds,
+    Text,
+    Texts,
+)
+from proxyshim.proxy_header import DEFAULT_MAX_OCTETS
+
+# The values of ``convey``.  They are spelled out here because the conveyances import this
+# package; a test compares them with ``conveyance.BY_NAME``.
+Convey = Literal["xclient"]
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@settings(frozen=True, slots=True, config=_STRICT)
+class Log:
+    """The table [log]: how events are written to stderr."""
+
+    # "json" writes one object per line; "console" is human-readable.
+    format: Literal["json", "console"] = "json"
+    # The lowest level that is written.
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+@settings(frozen=True, slots=True, config=_STRICT)
+class Metrics:
+    """The table [metrics].  Without it there are no metrics."""
+
+    # Where /metrics, /livez and /readyz are served over HTTP: "address:port", or "systemd:NAME".
+    bind: MetricsBind
+
+
+@settings(frozen=True, slots=True, config=_STRICT)
+class Dns:
+    """The table [dns]: how all listeners look up the clients' host names."""
+
+    # DNS servers: "address", "address:port" or "[v6]:port".  Empty means those of the system.
+    nameservers: Nameservers = ()
+    # How many clients' names are cached, each for as long as the DNS allows.
+    max_cached: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 20_000
+    # How many clients' names may be looked up at the same time.  Beyond that, a session starts
+    # at once, without names ([TEMPUNAVAIL]).  The default is Postfix's own limit: by default it
+    # runs up to 100 smtpd processes, and each does one lookup at a time.
+    max_in_flight: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 100
+
+
+@settings(frozen=True, slots=True, config=_STRICT)
+class Limits:
+    """The table [limits]: for all listeners together.
+
+    Connections over a limit are answered with 421 4.7.0.
+    """
+
+    # Simultaneous sessions.  0 means as many as the file descriptors allow; a session takes two.
+    sessions: Annotated[int, Field(strict=True, ge=0, le=1_000_000)] = 0
+    # Simultaneous sessions of one client, which is the client that the PROXY header names.  An
+    # IPv6 client is its /64.  Health checks count for their proxy.  0 means unlimited.
+    sessions_per_client: Annotated[int, Field(strict=True, ge=0, le=1_000_000)] = 0
+    # New connections per second.  0 means unlimited.
+    connections_per_s: Annotated[
+        float, Field(strict=True, ge=0, le=1_000_000, allow_inf_nan=False)
+    ] = 0.0
+
+
+@settings(frozen=True, slots=True, config=_STRICT)
+class ListenerSettings:
+    """A table [[listener]]: where clients and proxies connect, and which backend they get."""
+
+    # The listener's name in logs and metrics.  Each listener needs a different one.
+    name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    # "address:port", "[v6]:port" ("[::]" is IPv6 only), "unix:/path", or "systemd:NAME".
+    bind: Binds
+    # The MTA: "address:port", "name:port" or "unix:/path".
+    backend: Backend
+    # A file that lists the proxies, one address or network per line; its path is relative to
+    # the configuration file.  A listed peer must send a PROXY header.  Without a file nobody is
+    # listed, and PROXY support is off.
+    haproxy_hosts: Text | None = None
+    # Where we answer HAProxy's agent-check with "up", "drain" or "down", for listed hosts only:
+    # one address, written as in *bind*.  Without it we answer nowhere.
+    agent_bind: Bind | None = None
+    # The time limit for the whole PROXY header, from accept to its last octet.
+    header_timeout_s: Seconds = 30.0
+    # The largest length that a v2 header may declare, not counting its first 16 octets.
+    header_max_octets: Annotated[int, Field(strict=True, ge=216, le=65_535)] = (
+        DEFAULT_MAX_OCTETS
+    )
+    # How the backend learns who the client is.
+    convey: Convey = "xclient"
+    # Addresses or networks that a PROXY header must not claim, in addition to those that no
+    # header may claim.
+    untrusted_claims: Texts = ()
+    # Addresses or networks that a PROXY header may claim although they are this host's own, the
+    # backend's, the proxy's or loopback.  Any listed proxy that claims such an address is
+    # believed.  Use with care.
+    believed_claims: Texts = ()
+    # The name in our own EHLO.  Empty means this host's name if it is qualified, otherwise
+    # [127.0.0.1].
+    ehlo_name: EhloName = ""
+    # The time limit for connecting to the backend, including the lookup of its name.
+    connect_timeout_s: Seconds = 5.0
+    # Whether to look up the client's host names in the DNS and convey them.  false conveys
+    # [UNAVAILABLE].
+    resolve: Flag = True
+    # How long a session waits for them.  After that the backend gets [TEMPUNAVAIL]; the lookup
+    # continues, and its result serves the client's next session.
+    resolve_timeout_s: Seconds = 5.0
+    # The time limit for the backend's greeting, and for each reply to our EHLO and XCLIENT.
+    reply_timeout_s: Seconds = 60.0
+    # A session ends after this much silence in both directions.  While the backend owes the
+    # reply to a message, the limit is at least 600 s.
+    idle_timeout_s: Seconds = 900.0
+    # When the program stops, a session that is sending a message has this long to finish it.
+    drain_timeout_s: Seconds = 60.0
+    # Where the backend keeps the right to XCLIENT, we withhold STARTTLS from clients, and with
+    # it AUTH.  true lets them log in anyway, with passwords in the clear.
+    allow_plaintext_auth: Flag = False
+    # The mode of unix sockets in *bind*, four octal digits: it decides who may connect, because
+    # every peer on a unix socket is trusted like a listed proxy.
+    unix_mode: Annotated[Text, Field(pattern=r"^0[0-7]{3}$")] = "0660"
+
+
+@settings(frozen=True, slots=True, config=_STRICT)
+class File:
+    """The whole file."""
+
+    listener: Annotated[tuple[ListenerSettings, ...], Field(min_length=1)]
+    log: Log = Log()
+    metrics: Metrics | None = None
+    dns: Dns = Dns()
+    limits: Limits = Limits()
