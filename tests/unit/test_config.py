@@ -12,7 +12,7 @@ LISTENER = """
 [[listener]]
 name = "mx"
 bind = "127.0.0.1:2525"
-backend = "127.0.0.1:10025"
+backend = "127.0.0.1:10725"
 """
 
 
@@ -191,7 +191,7 @@ def test_a_wrong_value_is_one_complaint_that_names_it(
         (
             LISTENER.replace("[[listener]]", "[listener]"),
             "listener = {'name': 'mx', 'bind': '127.0.0.1:2525',"
-            " 'backend': '127.0.0.1:10025'}: expected tables, each as [[listener]]",
+            " 'backend': '127.0.0.1:10725'}: expected tables, each as [[listener]]",
         ),
         (
             LISTENER + LISTENER.replace("2525", "2526"),
