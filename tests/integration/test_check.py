@@ -431,7 +431,7 @@ def test_a_wide_list_is_shown_with_its_line(tmp_path: Path) -> None:
 def test_a_configuration_error_says_what_run_says(
     key: str, value: str, says: str, tmp_path: Path
 ) -> None:
-    path = config_for(tmp_path, "127.0.0.1:10025")
+    path = config_for(tmp_path, "127.0.0.1:10725")
     text = path.read_text().replace('haproxy_hosts = "haproxy_hosts"\n', "")
     path.write_text(f"{text}{key} = {value}\n")
     checked = check(path)

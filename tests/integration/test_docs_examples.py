@@ -129,12 +129,12 @@ def is_open(host: Host, to: tuple[str, int]) -> bool:
 PLAIN_PORT_25 = "smtp inet n - y - - smtpd\n"
 NO_PIPELINING = "-o smtpd_data_restrictions=reject_unauth_pipelining"
 # Postfix's services, in this order: port 25, the recommended one, and three to compare.
-REWRITING, PIPELINING, PIPELINING_DIRECT = "127.0.0.1:10026", "127.0.0.1:10027", 2527
+REWRITING, PIPELINING, PIPELINING_DIRECT = "127.0.0.1:10726", "127.0.0.1:10727", 2527
 SERVICES = (
     PLAIN_PORT_25,
     RECOMMENDED,
-    moved(RECOMMENDED.splitlines()[0], "127.0.0.1:10025", REWRITING) + "\n",
-    moved(RECOMMENDED.rstrip(), "127.0.0.1:10025", PIPELINING) + f" {NO_PIPELINING}\n",
+    moved(RECOMMENDED.splitlines()[0], "127.0.0.1:10725", REWRITING) + "\n",
+    moved(RECOMMENDED.rstrip(), "127.0.0.1:10725", PIPELINING) + f" {NO_PIPELINING}\n",
     f"{MAIL}:{PIPELINING_DIRECT} inet n - y - - smtpd {NO_PIPELINING}\n",
 )
 
@@ -320,7 +320,7 @@ def test_port_25_goes_and_comes_back() -> None:
             assert greets(mail, (MAIL, 25))
             run_script(mail, MOVE_AWAY, directory)
             wait_until(mail, (MAIL, 25), open=False)
-            assert greets(mail, ("127.0.0.1", 10025))
+            assert greets(mail, ("127.0.0.1", 10725))
             run_script(mail, MOVE_BACK, directory)
             wait_until(mail, (MAIL, 25), open=True)
             assert greets(mail, (MAIL, 25))
@@ -365,16 +365,16 @@ def test_the_firewall_rule_lets_only_proxyshim_and_root_in() -> None:
             mail.open_socket(socket.AF_INET) as ours,
             mail.open_socket(socket.AF_INET) as another,
         ):
-            ours.bind(("127.0.0.1", 10025))
+            ours.bind(("127.0.0.1", 10725))
             ours.listen(10)
-            another.bind(("127.0.0.1", 10026))
+            another.bind(("127.0.0.1", 10726))
             another.listen(10)
-            assert connects(mail, NOBODY, 10025)
+            assert connects(mail, NOBODY, 10725)
             mail.run([nft, "-f", "-"], stdin=rules)
-            assert not connects(mail, NOBODY, 10025)
-            assert connects(mail, SHIM_USER, 10025)
-            assert connects(mail, 0, 10025)
-            assert connects(mail, NOBODY, 10026)
+            assert not connects(mail, NOBODY, 10725)
+            assert connects(mail, SHIM_USER, 10725)
+            assert connects(mail, 0, 10725)
+            assert connects(mail, NOBODY, 10726)
 
 
 CONNECT = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"

@@ -84,7 +84,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         )
         machine.run("chmod", "+x", f"/opt/proxyshim-{BROKEN_VERSION}/bin/proxyshim")
         listening = made["mail"].open_socket(socket.AF_INET)
-        listening.bind(("127.0.0.1", 10025))
+        listening.bind(("127.0.0.1", 10725))
         listening.listen(256)
         mta = cleanup.enter_context(CountingMta(listening))
         yield World(machine, mta, made["client"], made["elsewhere"], directory)
@@ -598,10 +598,10 @@ def test_a_program_in_the_sandbox_reaches_this_host_alone(
 def test_the_service_cannot_reach_a_mail_server_that_the_unit_does_not_allow(
     install: Callable[..., Service], world: World
 ) -> None:
-    config = CONFIG.replace("127.0.0.1:10025", f"{ELSEWHERE}:10025")
+    config = CONFIG.replace("127.0.0.1:10725", f"{ELSEWHERE}:10725")
     service = install(config + "connect_timeout_s = 0.5\n")
     service.start()
-    with listening_on(world.elsewhere, ELSEWHERE, 10025) as there:
+    with listening_on(world.elsewhere, ELSEWHERE, 10725) as there:
         with Client.open(world.client, SMTP, CLIENT) as client:
             assert client.reply().code == 421
         assert not is_connected_to(there)
@@ -613,8 +613,8 @@ def test_it_reaches_a_mail_server_that_a_drop_in_allows(
     allow = example("addresses").replace(
         "#IPAddressAllow=192.0.2.25", f"IPAddressAllow={ELSEWHERE}"
     )
-    config = CONFIG.replace("127.0.0.1:10025", f"{ELSEWHERE}:10025")
-    with listening_on(world.elsewhere, ELSEWHERE, 10025) as there, CountingMta(there):
+    config = CONFIG.replace("127.0.0.1:10725", f"{ELSEWHERE}:10725")
+    with listening_on(world.elsewhere, ELSEWHERE, 10725) as there, CountingMta(there):
         service = install(config, addresses=allow)
         service.start()
         with world.greeted() as client:
@@ -678,7 +678,7 @@ def test_with_a_mail_server_on_a_unix_socket_it_needs_no_network(
         mail_server_on_a_unix_socket(machine) as backend,
         unit(machine, "proxyshim-metrics.socket", METRICS_SOCKET),
     ):
-        config = CONFIG.replace("127.0.0.1:10025", backend)
+        config = CONFIG.replace("127.0.0.1:10725", backend)
         config = config.replace("127.0.0.1:9125", "systemd:metrics")
         service = install(config, unix=example("unix-backend"))
         service.systemctl("start", "proxyshim-metrics.socket")
@@ -729,7 +729,7 @@ def test_without_a_socket_unit_it_binds_its_ports_itself(
     [
         (
             CONFIG.replace("127.0.0.1:9125", f"{MAIL}:9125")
-            .replace("127.0.0.1:10025", f"{ELSEWHERE}:10025")
+            .replace("127.0.0.1:10725", f"{ELSEWHERE}:10725")
             .replace("resolve       = false", "resolve = true")
             + f'[dns]\nnameservers = "{ELSEWHERE}"\n',
             {},

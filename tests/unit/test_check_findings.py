@@ -101,7 +101,7 @@ ROWS = {
     "no-private-relaying": Row(OK, "does not relay for 203.0.113.1, 10.0.0.1, fd00::1"),
     "unreachable": useless(
         "cannot be used: Connection refused; every client would get a 421; is it running",
-        failed(Reason.BACKEND_UNREACHABLE, "127.0.0.1:10025: Connection refused"),
+        failed(Reason.BACKEND_UNREACHABLE, "127.0.0.1:10725: Connection refused"),
     ),
     "silent": useless("want TLS, or a PROXY header", failed(Reason.BACKEND_TIMEOUT)),
     "closes": useless("its own log may say why", failed(Reason.BACKEND_CLOSED)),
@@ -126,7 +126,7 @@ ROWS = {
     "lmtp-in-a-name": Row(OK, "drops", replace(GOOD, greeting=reply("220 lmtp ESMTP"))),
     "no-xclient": useless(
         "offers the shim no XCLIENT; every client would get a 421; with Postfix, write"
-        " into master.cf: 127.0.0.1:10025 inet n - y - - smtpd"
+        " into master.cf: 127.0.0.1:10725 inet n - y - - smtpd"
         " -o smtpd_authorized_xclient_hosts=127.0.0.1"
         " -o smtpd_authorized_xforward_hosts=",
         offers("PIPELINING"),
@@ -254,7 +254,7 @@ def backend(tmp_path: Path) -> Backend:
     """Return a backend with two listeners, the second with allow_plaintext_auth."""
     listeners = load(tmp_path, "", "allow_plaintext_auth = true").listeners
     limits = BackendLimits("shim.example", 5.0, 60.0)
-    name = SocketName(host="127.0.0.1", port=10025)
+    name = SocketName(host="127.0.0.1", port=10725)
     dial = Dial(cast("Reactor", None), name, limits)  # verdicts connect nowhere
     return Backend(name, dial, listeners, CLAIMS)
 
@@ -299,8 +299,8 @@ def test_a_backend_that_keeps_the_right_is_not_said_to_have_a_wide_list(
 @pytest.mark.parametrize(
     ("name", "shim", "service", "allowed"),
     [
-        ("127.0.0.1:10025", "127.0.0.1", "127.0.0.1:10025 inet n", "127.0.0.1"),
-        ("[::1]:10025", "::1", "[::1]:10025 inet n", "[::1]"),
+        ("127.0.0.1:10725", "127.0.0.1", "127.0.0.1:10725 inet n", "127.0.0.1"),
+        ("[::1]:10725", "::1", "[::1]:10725 inet n", "[::1]"),
         ("mail.example:25", "192.0.2.80", "mail.example:25 inet n", "192.0.2.80"),
         ("unix:/var/spool/postfix/public/shim", None, "shim unix n", "127.0.0.1"),
         ("unix:/var/spool/postfix/private/shim", None, "shim unix y", "127.0.0.1"),
@@ -326,7 +326,7 @@ def load(tmp_path: Path, *tables: str, hosts: str = "192.0.2.80\n") -> Config:
     for name, port, more in zip(
         ("first", "second"), (2525, 2526), tables, strict=False
     ):
-        text += f'[[listener]]\nname = "{name}"\nbackend = "127.0.0.1:10025"\n'
+        text += f'[[listener]]\nname = "{name}"\nbackend = "127.0.0.1:10725"\n'
         if "bind" not in more:
             text += f'bind = "127.0.0.1:{port}"\n'
         text += more + "\n"
@@ -428,7 +428,7 @@ def test_a_mode_without_others_is_not_warned_of(tmp_path: Path) -> None:
         ("[::]:25", "localhost:25", True),
         ("unix:/run/mx.sock", "unix:/run/mx.sock", True),
         ("192.0.2.25:25", "127.0.0.1:25", False),
-        ("0.0.0.0:25", "127.0.0.1:10025", False),
+        ("0.0.0.0:25", "127.0.0.1:10725", False),
         ("0.0.0.0:25", "mail.example:25", False),
         ("127.0.0.1:0", "127.0.0.1:25", False),
     ],

@@ -12,7 +12,7 @@ LISTENER = """
 [[listener]]
 name = "mx"
 bind = "127.0.0.1:2525"
-backend = "127.0.0.1:10025"
+backend = "127.0.0.1:10725"
 """
 
 
@@ -194,7 +194,7 @@ def test_a_wrong_value_gives_one_complaint_that_names_it(
         (
             LISTENER.replace("[[listener]]", "[listener]"),
             "listener = {'name': 'mx', 'bind': '127.0.0.1:2525',"
-            " 'backend': '127.0.0.1:10025'}: expected one or more [[listener]] tables",
+            " 'backend': '127.0.0.1:10725'}: expected one or more [[listener]] tables",
         ),
         (
             LISTENER + LISTENER.replace("2525", "2526"),

@@ -22,7 +22,7 @@ bind = "127.0.0.1:9125"
 name          = "mx"
 bind          = "systemd:smtp"
 haproxy_hosts = "haproxy_hosts"
-backend       = "127.0.0.1:10025"
+backend       = "127.0.0.1:10725"
 resolve       = false
 """
 

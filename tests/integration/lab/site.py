@@ -135,7 +135,7 @@ def _services(certificate: Path) -> Mapping[str, Smtpd]:
         ("tls", tls),
     ]
     for number, (name, settings) in enumerate(kinds):
-        services[name] = front_door(f"127.0.0.1:{10025 + number}", **settings)
+        services[name] = front_door(f"127.0.0.1:{10725 + number}", **settings)
         for suffix, address in (("", MAIL), ("6", f"[{MAIL6}]")):
             direct = Smtpd(f"{address}:{2525 + number}", settings)
             services[f"{name}-direct{suffix}"] = direct

@@ -291,7 +291,7 @@ def open_twin_site() -> Iterator[TwinSite]:
 
         services = all_services()
         direct = {name: 2525 + n for n, name in enumerate(services)}
-        doors = {name: 10025 + n for n, name in enumerate(services)}
+        doors = {name: 10725 + n for n, name in enumerate(services)}
         public = {name: 4025 + n for n, name in enumerate(services)}
         postfix = Postfix(
             mail,
