@@ -154,7 +154,8 @@ def test_somebody_elses_watchdog_is_not_fed(
 # A shim whose loop hangs for a while when it gets SIGUSR2.
 HANGS = """
 import sys, time
-from proxyshim import cli, daemon, metrics
+from proxyshim import cli, metrics
+from proxyshim.service import daemon
 metrics.STUCK_S = 1.5
 daemon.Daemon._upgrade = lambda self: time.sleep(4)
 sys.argv[1:] = ["run", "-c", sys.argv[1]]

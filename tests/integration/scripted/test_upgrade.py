@@ -36,7 +36,8 @@ EX_CONFIG = 78
 # Waits a second for its successor, and is a successor that is never ready.
 HANGS = """
 import os, signal, sys
-from proxyshim import cli, daemon
+from proxyshim import cli
+from proxyshim.service import daemon
 daemon._SUCCESSOR_READY_S = 1.0
 if "PROXYSHIM_PREDECESSOR" in os.environ:
     signal.pause()
