@@ -7,12 +7,11 @@ import socket
 import time
 from dataclasses import asdict
 from itertools import count
-from typing import Final
 
 import structlog
 
 from proxyshim.addresses import Address, Endpoint, read_socket_name
-from proxyshim.backend.dialogue import BackendLimits, ip_addresses
+from proxyshim.backend.dialogue import ip_addresses
 from proxyshim.config import Config
 from proxyshim.errors import ConfigError
 from proxyshim.limits import Shares
@@ -21,16 +20,13 @@ from proxyshim.names import Resolver, ResolverSettings
 from proxyshim.net.connection import Connection
 from proxyshim.net.reactor import poller_of
 from proxyshim.service.acceptor import Acceptor, Limiter
-from proxyshim.service.agent import BackendHealth
+from proxyshim.service.agent import AgentChecks
 from proxyshim.service.sandbox import find_forbidden
 from proxyshim.service.sockets import ListeningSocket, SocketSource
 from proxyshim.service.systemd import has_manager
 from proxyshim.session.session import ORDINARY, Service, Session
 from proxyshim.session.trust import Trust
 from proxyshim.throttle import Throttle
-
-# Whoever makes agent checks makes one within this.
-_SAY_READY_S: Final = 60.0
 
 
 class Server:
@@ -47,16 +43,13 @@ class Server:
         self._shares = Shares()
         self._services: dict[str, Service] = {}
         self._backend_addresses: dict[str, frozenset[Address]] = {}
-        self._health: dict[str, BackendHealth] = {}
         self._metrics_socket: ListeningSocket | None = None
         self._metrics_server: MetricsServer | None = None
         self._sessions: set[Session] = set()
         self._empty: asyncio.Future[None] | None = None  # who waits for that
-        self._agents: set[asyncio.Task[None]] = set()
         self._numbers = count(1)
         self._run = os.urandom(3).hex()
         self._started = False  # until then an inherited socket is a predecessor's
-        self._started_at = 0.0
         self._handed_over = False
         self._heart: asyncio.TimerHandle | None = None
         self._limiter = Limiter(
@@ -70,9 +63,10 @@ class Server:
         self._smtp_acceptor = Acceptor(
             self._limiter.admit, self._limiter.turn_away, self._sessions, self._log
         )
+        self._agent_checks = AgentChecks(self._open_connection, self.metrics)
         self._agent_acceptor = Acceptor(
-            self._begin_agent_check,
-            socket.socket.close,  # a check would not understand an SMTP reply
+            self._agent_checks.answer,
+            self._agent_checks.turn_away,
             self._sessions,
             self._log,
         )
@@ -92,13 +86,14 @@ class Server:
         if unused := source.close_unused():
             self._log.warning("sockets_unused", names=unused)
         await self._adopt(self._config)
-        self._started, self._started_at = True, time.monotonic()
+        self._started = True
         self._log_what_is_open()
         if self._metrics_socket is not None:
             self._metrics_server = MetricsServer(
                 self._metrics_socket.sock, self.metrics
             )
         self._report_sandbox()
+        self._agent_checks.note_start()
         self._serve()
         self._beat()
         self._log.info("service_ready")
@@ -144,7 +139,7 @@ class Server:
         for listener, its_addresses in zip(listeners, addresses, strict=True):
             name = listener.settings.name
             self._backend_addresses[name] = its_addresses
-            self._services[name] = Service(
+            service = Service(
                 listener,
                 Trust(
                     listener.untrusted_claims, listener.believed_claims, its_addresses
@@ -155,9 +150,8 @@ class Server:
                 config.limits.sessions_per_client,
                 self._throttle,
             )
-            self._health[name] = BackendHealth(
-                listener.backend, BackendLimits.of(listener)
-            )
+            self._services[name] = service
+            self._agent_checks.adopt(listener, service.is_listed)
             self.metrics.note_allowlist(name, len(listener.allowlist))
         self._limiter.adopt(config.limits)
 
@@ -248,35 +242,6 @@ class Server:
         if self._empty is not None and not self._sessions:
             self._empty.set_result(None)
             self._empty = None
-
-    # HAProxy's agent check.
-
-    def _begin_agent_check(
-        self, listener: str, sock: socket.socket, peer: Endpoint | None
-    ) -> None:
-        """Answer listed hosts; others get nothing, and nothing of ours is kept for them."""
-        if not self._services[listener].is_listed(peer):
-            sock.close()
-            return
-        connection = Connection(self._loop, sock)
-        task = self._loop.create_task(self._answer_agent(listener, connection))
-        self._agents.add(task)
-        task.add_done_callback(self._agents.discard)
-
-    async def _answer_agent(self, listener: str, connection: Connection) -> None:
-        """Say in a line how the listener is (HAProxy's manual, agent-check).
-
-        HAProxy keeps a server in drain, whatever else it hears, until it hears "ready".  But
-        that undoes what an operator told HAProxy, too, so it is said at the beginning only.
-        """
-        if not self.metrics.ready:
-            words = b"drain"
-        else:
-            words = b"up" if await self._health[listener].is_up() else b"down"
-            if time.monotonic() - self._started_at < _SAY_READY_S:
-                words += b" ready"
-        connection.send(words + b"\n")
-        await connection.close_gently()
 
     # The end.
 

@@ -73,7 +73,7 @@ def test_ready_is_said_at_the_beginning_only(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For it undoes what an operator told HAProxy."""
-    monkeypatch.setattr("proxyshim.service.server._SAY_READY_S", 0.0)
+    monkeypatch.setattr("proxyshim.service.agent._SEND_READY_S", 0.0)
     check = ask(rig)
     greet(rig.accept())
     assert check.last_words() == b"up\n"
