@@ -1,4 +1,4 @@
-"""Starting to serve, adopting a configuration, draining and closing."""
+"""The server: starts serving, adopts a configuration, reloads, drains and closes."""
 
 import asyncio
 import math
@@ -30,11 +30,11 @@ from proxyshim.throttle import Throttle
 
 
 class Server:
-    """All that a process owns: its listeners, their sessions, its metrics address."""
+    """Owns the listeners of a process, their sessions and the metrics address."""
 
     def __init__(self, config: Config) -> None:
-        """Take a *config*; nothing is opened before ``start``."""
-        self._config = config  # what was opened goes by it until the end
+        """Prepare to serve *config*; nothing is opened before ``start``."""
+        self._config = config  # as at the start: sockets, log and DNS keep to it
         self._log = structlog.get_logger()
         self._loop: asyncio.AbstractEventLoop
         self.metrics = Metrics()
@@ -46,12 +46,12 @@ class Server:
         self._metrics_socket: ListeningSocket | None = None
         self._metrics_server: MetricsServer | None = None
         self._sessions: set[Session] = set()
-        self._empty: asyncio.Future[None] | None = None  # who waits for that
-        self._numbers = count(1)
-        self._run = os.urandom(3).hex()
-        self._started = False  # until then an inherited socket is a predecessor's
+        self._all_ended: asyncio.Future[None] | None = None  # set while someone waits
+        self._session_numbers = count(1)
+        self._run_id = os.urandom(3).hex()
+        self._started = False
         self._handed_over = False
-        self._heart: asyncio.TimerHandle | None = None
+        self._housekeeping: asyncio.TimerHandle | None = None
         self._limiter = Limiter(
             self._start_session,
             self._open_connection,
@@ -71,12 +71,15 @@ class Server:
             self._log,
         )
 
-    # The start.
+    # Start and reload.
 
     async def start(self) -> None:
-        """Open all listeners, or none.  Raises ConfigError."""
+        """Open all listeners and serve.
+
+        Raises ConfigError if one cannot be opened; then none of them stays open.
+        """
         self._loop = asyncio.get_running_loop()
-        poller_of(self._loop)  # now, while there are descriptors
+        poller_of(self._loop)  # early, while descriptors are available
         source = SocketSource()
         try:
             self._open_sockets(source)
@@ -87,7 +90,7 @@ class Server:
             self._log.warning("sockets_unused", names=unused)
         await self._adopt(self._config)
         self._started = True
-        self._log_what_is_open()
+        self._log_listeners()
         if self._metrics_socket is not None:
             self._metrics_server = MetricsServer(
                 self._metrics_socket.sock, self.metrics
@@ -95,26 +98,8 @@ class Server:
         self._report_sandbox()
         self._agent_checks.note_start()
         self._serve()
-        self._beat()
+        self._do_housekeeping()
         self._log.info("service_ready")
-
-    def _report_sandbox(self) -> None:
-        """Say what the unit forbids; without a manager there is no unit."""
-        if not has_manager():
-            return
-        sockets = self.sockets().values()
-        for found in find_forbidden(self._config, self._backend_addresses, sockets):
-            self._log.error("sandbox_forbids", **asdict(found))
-
-    def _log_what_is_open(self) -> None:
-        for listener in self._config.listeners:
-            name = listener.settings.name
-            for address in self._smtp_acceptor.addresses(name):
-                self._log.info("listener_opened", listener=name, address=address)
-            for address in self._agent_acceptor.addresses(name):
-                self._log.info("agent_opened", listener=name, address=address)
-        if self._metrics_socket is not None:
-            self._log.info("metrics_opened", address=self._metrics_socket.address)
 
     def _open_sockets(self, source: SocketSource) -> None:
         for listener in self._config.listeners:
@@ -130,19 +115,40 @@ class Server:
             bind = read_socket_name(self._config.metrics.bind)
             self._metrics_socket = source.open("metrics.bind", bind, 0o600)[0]
 
+    def _log_listeners(self) -> None:
+        for listener in self._config.listeners:
+            name = listener.settings.name
+            for address in self._smtp_acceptor.addresses(name):
+                self._log.info("listener_opened", listener=name, address=address)
+            for address in self._agent_acceptor.addresses(name):
+                self._log.info("agent_opened", listener=name, address=address)
+        if self._metrics_socket is not None:
+            self._log.info("metrics_opened", address=self._metrics_socket.address)
+
+    def _report_sandbox(self) -> None:
+        """Log what the systemd unit forbids.  Without a manager there is no unit."""
+        if not has_manager():
+            return
+        sockets = self.sockets().values()
+        for found in find_forbidden(self._config, self._backend_addresses, sockets):
+            self._log.error("sandbox_forbids", **asdict(found))
+
     async def _adopt(self, config: Config) -> None:
-        """Have the sessions that begin from now on go by *config*."""
+        """Apply *config* to sessions and agent checks that begin from now on."""
+        # A listener that *config* adds has no sockets until the next start.
         served = {each.settings.name for each in self._config.listeners}
         listeners = [each for each in config.listeners if each.settings.name in served]
         addresses = [await ip_addresses(each.backend) for each in listeners]
-        # Nothing is waited for from here on: all or nothing.
-        for listener, its_addresses in zip(listeners, addresses, strict=True):
+        # From here on there is no await, so no session sees only a part of *config*.
+        for listener, backend_addresses in zip(listeners, addresses, strict=True):
             name = listener.settings.name
-            self._backend_addresses[name] = its_addresses
+            self._backend_addresses[name] = backend_addresses
             service = Service(
                 listener,
                 Trust(
-                    listener.untrusted_claims, listener.believed_claims, its_addresses
+                    listener.untrusted_claims,
+                    listener.believed_claims,
+                    backend_addresses,
                 ),
                 self.metrics,
                 self._resolver if listener.settings.resolve else None,
@@ -156,10 +162,10 @@ class Server:
         self._limiter.adopt(config.limits)
 
     async def reload(self, config: Config) -> None:
-        """Take over what can change while running; sessions keep what they began with."""
+        """Apply what can change at run time; open sessions keep their configuration."""
         await self._adopt(config)
-        if fixed := _what_needs_a_restart(self._config, config):
-            self._log.warning("restart_needed", keys=fixed)
+        if keys := _keys_needing_restart(self._config, config):
+            self._log.warning("restart_needed", keys=keys)
         self._log.info("config_reloaded")
 
     def listening(self, listener: str) -> list[str]:
@@ -167,7 +173,7 @@ class Server:
         return self._smtp_acceptor.addresses(listener)
 
     def sockets(self) -> dict[str, socket.socket]:
-        """Return every listening socket by the name under which a successor looks for it."""
+        """Return every listening socket by the key under which a successor looks it up."""
         accepting = self._smtp_acceptor.sockets + self._agent_acceptor.sockets
         found = {listening.key: listening.sock for _, listening in accepting}
         if self._metrics_socket is not None:
@@ -176,27 +182,22 @@ class Server:
 
     @property
     def sessions_open(self) -> int:
-        """Tell how many sessions there are."""
+        """Return the number of open sessions."""
         return len(self._sessions)
 
-    def _beat(self) -> None:
-        """Show that the loop turns, and tell what the log was spared."""
+    def _do_housekeeping(self) -> None:
+        """Once a second, record that the loop runs and report what the throttle suppressed."""
         now = time.monotonic()
         self.metrics.heartbeat = now
-        self._tell_suppressed(now)
-        self._heart = self._loop.call_later(HEARTBEAT_S, self._beat)
+        self._report_suppressed(now)
+        self._housekeeping = self._loop.call_later(HEARTBEAT_S, self._do_housekeeping)
 
-    def _tell_suppressed(self, now: float) -> None:
+    def _report_suppressed(self, now: float) -> None:
         for each in self._throttle.take_counts(now):
-            story = {
-                "reason": each.reason,
-                "source": each.source,
-                "count": each.count,
-            }
             if each.reason in ORDINARY:
-                self._log.info("events_suppressed", **story)
+                self._log.info("events_suppressed", **asdict(each))
             else:
-                self._log.warning("events_suppressed", **story)
+                self._log.warning("events_suppressed", **asdict(each))
 
     # Accepting.
 
@@ -232,28 +233,28 @@ class Server:
             self._services[listener],
             self._open_connection(sock),
             peer,
-            f"{self._run}-{next(self._numbers)}",
+            f"{self._run_id}-{next(self._session_numbers)}",
         )
         self._sessions.add(session)
-        session.start(self._forget)
+        session.start(self._note_session_end)
 
-    def _forget(self, session: Session) -> None:
+    def _note_session_end(self, session: Session) -> None:
         self._sessions.discard(session)
-        if self._empty is not None and not self._sessions:
-            self._empty.set_result(None)
-            self._empty = None
+        if self._all_ended is not None and not self._sessions:
+            self._all_ended.set_result(None)
+            self._all_ended = None
 
-    # The end.
+    # Drain and close.
 
     async def wait_until_empty(self) -> None:
-        """Wait until no session is left."""
+        """Wait until no session is open."""
         while self._sessions:
-            if self._empty is None:
-                self._empty = self._loop.create_future()
-            await asyncio.shield(self._empty)
+            if self._all_ended is None:
+                self._all_ended = self._loop.create_future()
+            await asyncio.shield(self._all_ended)
 
     async def close(self) -> None:
-        """Accept nothing more, end each session when no message is harmed by it, and close."""
+        """Stop accepting, end each session as soon as that loses no message, and close."""
         self.metrics.ready = False
         self._close_listeners(self._smtp_acceptor)
         if self._handed_over:  # otherwise agent checks are answered until the end
@@ -262,9 +263,9 @@ class Server:
         for session in list(self._sessions):
             session.drain()
         await self.wait_until_empty()
-        if self._heart is not None:
-            self._heart.cancel()
-        self._tell_suppressed(math.inf)
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+        self._report_suppressed(math.inf)
         await self._resolver.close()
         self._close_sockets()
         self._log.info("service_stopped")
@@ -290,7 +291,7 @@ def _resolver_settings(config: Config) -> ResolverSettings:
     return ResolverSettings(dns.nameservers, dns.max_cached, dns.max_in_flight)
 
 
-def _what_needs_a_restart(old: Config, new: Config) -> list[str]:
+def _keys_needing_restart(old: Config, new: Config) -> list[str]:
     keys = []
     if old.metrics != new.metrics:
         keys.append("metrics.bind")
