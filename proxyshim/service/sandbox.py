@@ -12,13 +12,14 @@ import errno
 import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from proxyshim.addresses import Address, SocketName, read_socket_name
 from proxyshim.config import Config
+from proxyshim.service.systemd import has_manager
 
 _DISCARD_PORT: Final = 9  # RFC 863
 _SO_NETNS_COOKIE: Final = 71  # <asm-generic/socket.h>, Linux 5.14
@@ -49,16 +50,27 @@ class Forbidden:
     detail: str
 
 
-def find_forbidden(
+def report_forbidden(
+    log: Any,
     config: Config,
     backends: Mapping[str, Collection[Address]],
     listening: Iterable[socket.socket],
-) -> list[Forbidden]:
-    """Return what the sandbox forbids.
+) -> None:
+    """Log what the sandbox forbids.  Without a service manager there is no sandbox.
 
     *backends* maps each listener to the addresses of its backend; *listening* are all listening
     sockets.
     """
+    if has_manager():
+        for found in _find_forbidden(config, backends, listening):
+            log.error("sandbox_forbids", **asdict(found))
+
+
+def _find_forbidden(
+    config: Config,
+    backends: Mapping[str, Collection[Address]],
+    listening: Iterable[socket.socket],
+) -> list[Forbidden]:
     private = _is_network_private(listening)
     return [
         Forbidden(key, value, why)

@@ -5,8 +5,10 @@ import math
 import os
 import socket
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import count
+from typing import Any
 
 import structlog
 
@@ -21,12 +23,11 @@ from proxyshim.net.connection import Connection
 from proxyshim.net.reactor import poller_of
 from proxyshim.service.acceptor import Acceptor, Limiter
 from proxyshim.service.agent import AgentChecks
-from proxyshim.service.sandbox import find_forbidden
+from proxyshim.service.sandbox import report_forbidden
 from proxyshim.service.sockets import ListeningSocket, SocketSource
-from proxyshim.service.systemd import has_manager
 from proxyshim.session.session import ORDINARY, Service, Session
 from proxyshim.session.trust import Trust
-from proxyshim.throttle import Throttle
+from proxyshim.throttle import Suppressed, Throttle
 
 
 class Server:
@@ -95,7 +96,9 @@ class Server:
             self._metrics_server = MetricsServer(
                 self._metrics_socket.sock, self.metrics
             )
-        self._report_sandbox()
+        report_forbidden(
+            self._log, self._config, self._backend_addresses, self.sockets().values()
+        )
         self._agent_checks.note_start()
         self._serve()
         self._do_housekeeping()
@@ -124,14 +127,6 @@ class Server:
                 self._log.info("agent_opened", listener=name, address=address)
         if self._metrics_socket is not None:
             self._log.info("metrics_opened", address=self._metrics_socket.address)
-
-    def _report_sandbox(self) -> None:
-        """Log what the systemd unit forbids.  Without a manager there is no unit."""
-        if not has_manager():
-            return
-        sockets = self.sockets().values()
-        for found in find_forbidden(self._config, self._backend_addresses, sockets):
-            self._log.error("sandbox_forbids", **asdict(found))
 
     async def _adopt(self, config: Config) -> None:
         """Apply *config* to sessions and agent checks that begin from now on."""
@@ -189,15 +184,8 @@ class Server:
         """Once a second, record that the loop runs and report what the throttle suppressed."""
         now = time.monotonic()
         self.metrics.heartbeat = now
-        self._report_suppressed(now)
+        _log_suppressed(self._log, self._throttle.take_counts(now))
         self._housekeeping = self._loop.call_later(HEARTBEAT_S, self._do_housekeeping)
-
-    def _report_suppressed(self, now: float) -> None:
-        for each in self._throttle.take_counts(now):
-            if each.reason in ORDINARY:
-                self._log.info("events_suppressed", **asdict(each))
-            else:
-                self._log.warning("events_suppressed", **asdict(each))
 
     # Accepting.
 
@@ -265,7 +253,7 @@ class Server:
         await self.wait_until_empty()
         if self._housekeeping is not None:
             self._housekeeping.cancel()
-        self._report_suppressed(math.inf)
+        _log_suppressed(self._log, self._throttle.take_counts(math.inf))
         await self._resolver.close()
         self._close_sockets()
         self._log.info("service_stopped")
@@ -289,6 +277,14 @@ class Server:
 def _resolver_settings(config: Config) -> ResolverSettings:
     dns = config.dns
     return ResolverSettings(dns.nameservers, dns.max_cached, dns.max_in_flight)
+
+
+def _log_suppressed(log: Any, counts: Iterable[Suppressed]) -> None:
+    for each in counts:
+        if each.reason in ORDINARY:
+            log.info("events_suppressed", **asdict(each))
+        else:
+            log.warning("events_suppressed", **asdict(each))
 
 
 def _keys_needing_restart(old: Config, new: Config) -> list[str]:

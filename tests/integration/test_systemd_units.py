@@ -1,4 +1,4 @@
-"""The unit files, without running them: systemd verifies them, and their values fit ours."""
+"""The unit files, without running them: systemd verifies them, and their values suit proxyshim."""
 
 import re
 import shutil
