@@ -1,1 +1,1 @@
-"""What a process owns: its sockets and sessions, signals, the service manager."""
+"""What a process owns: its signals, sockets and sessions, and its ties to the service manager."""

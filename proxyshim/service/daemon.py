@@ -1,8 +1,9 @@
-"""The life of the process: start, signals, the service manager, upgrade, end.
+"""The process: start, signals, the service manager, upgrade and end.
 
-SIGTERM, SIGINT   drain, then end; a second one changes nothing
-SIGHUP            read the configuration and its lists again, all or nothing
-SIGUSR2           upgrade in place: a successor takes over, this process serves what it has
+SIGTERM, SIGINT   drain, then exit; further ones have no effect
+SIGHUP            reload the configuration and its lists; an error leaves everything as it was
+SIGUSR2           upgrade in place: a successor accepts new connections, while this process serves
+                  the sessions that are open
 """
 
 import asyncio
@@ -19,28 +20,28 @@ from proxyshim.service.server import Server
 from proxyshim.service.systemd import Manager
 from proxyshim.service.upgrade import Predecessor, Successor
 
-# A successor that does not serve within this is given up.
+# A successor that does not serve within this time is killed.
 _SUCCESSOR_READY_S: Final = 30.0
-# The watchdog is fed, and STATUS= told, at half the interval; without one, this often.
-_BEAT_S: Final = 5.0
-# A successor that shows no life for so long is ended, where no watchdog says how long.
+# How often we send a heartbeat and STATUS= if the watchdog does not ask for more.
+_HEARTBEAT_S: Final = 5.0
+# A successor without a heartbeat for this long is ended, unless the watchdog sets the time.
 _SILENT_S: Final = 30.0
 
-# New objects from one look of the garbage collector to the next.
-_OBJECTS_A_COLLECTION: Final = 20_000
+# Net number of new objects that starts a run of the garbage collector.
+_OBJECTS_PER_COLLECTION: Final = 20_000
 
 
 class Daemon:
-    """One process, from its configuration to its end."""
+    """Runs a Server as a process: handles signals, the service manager and upgrades."""
 
     def __init__(self, config: Config) -> None:
-        """Take a *config*; nothing is opened before ``run``."""
+        """Prepare to serve *config*; nothing is opened before ``run``."""
         self._config = config
         self._log = structlog.get_logger()
         self._server = Server(config)
         self._manager = Manager()
         self._stop = asyncio.Event()
-        self._predecessor: Predecessor | None = None  # while it is, it speaks for us
+        self._predecessor: Predecessor | None = None  # until it ends
         self._successor: Successor | None = None
         self._handed_over = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -48,70 +49,72 @@ class Daemon:
         self._reloading = asyncio.Lock()
 
     async def run(self) -> None:
-        """Serve until told to end.  Raises ConfigError when it can't begin."""
-        # Before anything can be known of us: by default SIGHUP ends a process.
-        self._take_signals()
+        """Serve until a signal ends the process.  Raises ConfigError if it cannot start."""
+        # First of all, because a SIGHUP without a handler would end the process.
+        self._handle_signals()
         await self._server.start()
         self._started.set()
-        # What is loaded by now stays, and a session leaves nothing that only the collector can
-        # free (tests/integration/scripted/test_session_objects.py): it need not look often.
+        # What is loaded now stays, so the collector can ignore it.  A session leaves no garbage
+        # that needs the collector (tests/integration/scripted/test_session_objects.py), so it
+        # can run rarely.
         gc.freeze()
-        gc.set_threshold(_OBJECTS_A_COLLECTION)
+        gc.set_threshold(_OBJECTS_PER_COLLECTION)
         self._predecessor = Predecessor.find()
         if self._predecessor is not None:
-            self._predecessor.watch(self._take_charge)
-        self._tell("READY=1", self._status())
-        self._beat()
+            self._predecessor.watch(self._become_main_process)
+        self._notify("READY=1", self._status())
+        self._send_heartbeats()
         await self._stop.wait()
         if not self._handed_over:
-            self._tell("STOPPING=1", self._status())
+            self._notify("STOPPING=1", self._status())
             if self._successor is not None:
                 self._successor.kill()
         await self._server.close()
         if self._successor is not None:
-            self._tell(f"MAINPID={self._successor.pid}")
-            self._successor.let_go()
+            self._notify(f"MAINPID={self._successor.pid}")
+            self._successor.release()
         self._manager.close()
 
-    def _take_signals(self) -> None:
+    def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._begin, self._reload)
+        loop.add_signal_handler(signal.SIGHUP, self._start_task, self._reload)
         loop.add_signal_handler(signal.SIGUSR2, self._upgrade)
 
-    def _begin(self, what: Callable[[], Coroutine[None, None, None]]) -> None:
-        task = asyncio.get_running_loop().create_task(what())
+    def _start_task(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        task = asyncio.get_running_loop().create_task(work())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     # The service manager.
 
-    def _tell(self, *assignments: str) -> None:
-        """Tell the manager, who hears nobody but the main process."""
+    def _notify(self, *assignments: str) -> None:
+        """Notify the manager, which accepts this only from the main process."""
         if self._predecessor is None:
             self._manager.notify(*assignments)
 
-    def _take_charge(self) -> None:
-        """The predecessor has ended, and this is the main process now."""
+    def _become_main_process(self) -> None:
+        """Report to the manager from now on, because the predecessor has ended."""
         if not self._stop.is_set():
             self._predecessor = None
-            self._tell_of_life()
+            self._report_alive()
 
-    def _beat(self) -> None:
-        """Show that the loop turns; a loop that hangs shows by not doing so."""
+    def _send_heartbeats(self) -> None:
+        """Show at regular intervals that the event loop runs; one that hangs does not."""
         watchdog_s = self._manager.watchdog_s
-        self._tell_of_life()
+        self._report_alive()
         if self._predecessor is not None:
-            self._predecessor.say_alive()
+            self._predecessor.send_heartbeat()
         if self._successor is not None and self._handed_over:
             self._successor.end_if_silent(watchdog_s or _SILENT_S)
-        every_s = min(watchdog_s / 2, _BEAT_S) if watchdog_s else _BEAT_S
-        asyncio.get_running_loop().call_later(every_s, self._beat)
+        # Twice per watchdog interval, as sd_watchdog_enabled(3) recommends.
+        every_s = min(watchdog_s / 2, _HEARTBEAT_S) if watchdog_s else _HEARTBEAT_S
+        asyncio.get_running_loop().call_later(every_s, self._send_heartbeats)
 
-    def _tell_of_life(self) -> None:
-        fed = () if self._manager.watchdog_s is None else ("WATCHDOG=1",)
-        self._tell(*fed, self._status())
+    def _report_alive(self) -> None:
+        watchdog = () if self._manager.watchdog_s is None else ("WATCHDOG=1",)
+        self._notify(*watchdog, self._status())
 
     def _status(self) -> str:
         number = self._server.sessions_open
@@ -135,13 +138,13 @@ class Daemon:
             except ConfigError as error:
                 self._log.error("config_rejected", detail=str(error))
             finally:
-                self._tell("READY=1", self._status())
+                self._notify("READY=1", self._status())
 
     # SIGUSR2.
 
     def _upgrade(self) -> None:
         if self._predecessor is not None and self._predecessor.has_ended():
-            self._take_charge()
+            self._become_main_process()
         if (
             self._predecessor
             or self._successor
@@ -149,27 +152,28 @@ class Daemon:
             or not self._started.is_set()
         ):
             self._log.warning(
-                "upgrade_refused", detail="one is under way, or we start or stop"
+                "upgrade_refused",
+                detail="an upgrade is in progress, or the process is starting or stopping",
             )
             return
         try:
             self._successor = Successor(
-                self._server.sockets(), self._hand_over, self._note_death
+                self._server.sockets(), self._hand_over, self._note_successor_end
             )
         except OSError as error:
             self._log.error("upgrade_failed", detail=error.strerror)
             return
         self._log.info("upgrade_started", successor=self._successor.pid)
         asyncio.get_running_loop().call_later(
-            _SUCCESSOR_READY_S, self._give_up_on, self._successor
+            _SUCCESSOR_READY_S, self._kill_unless_ready, self._successor
         )
 
-    def _give_up_on(self, successor: Successor) -> None:
+    def _kill_unless_ready(self, successor: Successor) -> None:
         if successor is self._successor and not self._handed_over:
             successor.kill()
 
     def _hand_over(self) -> None:
-        """Let the successor accept, and serve what is open to its end."""
+        """Leave new connections to the successor, and serve the open sessions to their end."""
         if self._successor is None or self._stop.is_set():
             return
         self._handed_over = True
@@ -179,20 +183,20 @@ class Daemon:
             successor=self._successor.pid,
             sessions=self._server.sessions_open,
         )
-        self._begin(self._end_with_the_last_session)
+        self._start_task(self._stop_after_last_session)
 
-    async def _end_with_the_last_session(self) -> None:
+    async def _stop_after_last_session(self) -> None:
         await self._server.wait_until_empty()
         if self._handed_over:
             self._stop.set()
 
-    def _note_death(self, status: int) -> None:
-        """The successor is gone: be in charge, still or again."""
+    def _note_successor_end(self, status: int) -> None:
+        """Handle the end of the successor.  If it failed, this process serves alone again."""
         self._successor = None
         if self._stop.is_set() and not self._handed_over:
-            return  # we ended it
+            return  # run() killed it, because this process stops
         if self._handed_over and status == 0:
-            # It was told to stop, and with it the service: what is left here ends, too.
+            # Somebody stopped the successor, and with it the service, so drain here, too.
             self._stop.set()
             return
         takes_over = self._handed_over and not self._stop.is_set()
@@ -200,5 +204,6 @@ class Daemon:
         if takes_over:
             self._handed_over = False
             self._server.take_over()
-            self._tell_of_life()
-            self._begin(self._reload)  # what the successor was told meanwhile
+            self._report_alive()
+            # There may have been reloads that only the successor has seen.
+            self._start_task(self._reload)

@@ -1,79 +1,95 @@
-"""Does the sandbox allow what the configuration asks for?  What it does not is said at the start.
+"""Detect at the start what the systemd unit's sandbox forbids although the configuration needs it.
 
-systemd's IPAddressDeny= drops packets: a connection that it forbids only times out.  But a datagram
-fails at once, with EPERM, so one without content goes to the discard port of each address in
-question.  With PrivateNetwork= our own sockets are in another network than those that a socket unit
-passed: SO_NETNS_COOKIE tells.  Source: systemd.resource-control(5), systemd.exec(5), socket(7).
+systemd's IPAddressDeny= drops packets, so a forbidden connection only times out.  Sending a UDP
+datagram, however, fails immediately with EPERM, so we send an empty one to the discard port of
+every address that we need to reach.  With PrivateNetwork= our new sockets belong to another network
+namespace than those that a socket unit passed; SO_NETNS_COOKIE shows the difference.
+
+Source: systemd.resource-control(5), systemd.exec(5), socket(7).
 """
 
 import errno
 import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from proxyshim.addresses import Address, SocketName, read_socket_name
 from proxyshim.config import Config
+from proxyshim.service.systemd import has_manager
 
 _DISCARD_PORT: Final = 9  # RFC 863
 _SO_NETNS_COOKIE: Final = 71  # <asm-generic/socket.h>, Linux 5.14
-# Documentation (RFC 5737, RFC 3849): only asked which address of ours would be used.
-_SOMEBODY: Final = {4: "192.0.2.1", 6: "2001:db8::1"}
+# Addresses for documentation (RFC 5737, RFC 3849).  We send nothing to them, but connect a socket
+# to see which of our own addresses the kernel would use.
+_REMOTE: Final = {4: "192.0.2.1", 6: "2001:db8::1"}
 _RESOLV_CONF: Final = Path("/etc/resolv.conf")
 
 _NO_FAMILY: Final = (
-    "RestrictAddressFamilies= of the unit does not allow its kind of address"
+    "RestrictAddressFamilies= in the unit does not allow this kind of address"
 )
 _NO_PACKET: Final = (
-    "IPAddressAllow= of the unit does not hold it, or a packet filter forbids it"
+    "IPAddressAllow= in the unit does not include it, or a packet filter blocks it"
 )
-_NO_NETWORK: Final = "PrivateNetwork= of the unit leaves nothing to be reached"
+_NO_NETWORK: Final = "PrivateNetwork= in the unit makes every address unreachable"
 _NO_OWN_ADDRESSES: Final = (
-    "the unit does not let us see which addresses are this host's: name them here, or a PROXY"
-    " header that names one is believed"
+    "the unit prevents us from finding out this host's addresses: list them here, or we will"
+    " believe a PROXY header that claims one of them"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Forbidden:
-    """A key of the configuration, its value, and why that can't be."""
+    """A configuration key, its value, and why the sandbox makes it fail."""
 
     key: str
     value: str
     detail: str
 
 
-def find_forbidden(
+def report_forbidden(
+    log: Any,
+    config: Config,
+    backends: Mapping[str, Collection[Address]],
+    listening: Iterable[socket.socket],
+) -> None:
+    """Log what the sandbox forbids.  Without a service manager there is no sandbox.
+
+    *backends* maps each listener to the addresses of its backend; *listening* are all listening
+    sockets.
+    """
+    if has_manager():
+        for found in _find_forbidden(config, backends, listening):
+            log.error("sandbox_forbids", **asdict(found))
+
+
+def _find_forbidden(
     config: Config,
     backends: Mapping[str, Collection[Address]],
     listening: Iterable[socket.socket],
 ) -> list[Forbidden]:
-    """Return what the sandbox forbids.
-
-    *backends* are the addresses of each listener's backend, *listening* all listening sockets.
-    """
-    apart = _is_network_private(listening)
+    private = _is_network_private(listening)
     return [
         Forbidden(key, value, why)
-        for key, value, address in _asked_for(config, backends)
-        if (why := _why_not(address, apart=apart)) is not None
-    ] + list(_unseen_addresses(config, apart=apart))
+        for key, value, address in _needed_addresses(config, backends)
+        if (why := _obstacle(address, private=private)) is not None
+    ] + list(_hidden_addresses(config, private=private))
 
 
-def _asked_for(
+def _needed_addresses(
     config: Config, backends: Mapping[str, Collection[Address]]
 ) -> Iterator[tuple[str, str, Address]]:
-    """Yield key, value and address of all that we send packets to, or answer from."""
+    """Yield key, value and address of everything that we send packets to or from."""
     if config.metrics is not None:
         bind = read_socket_name(config.metrics.bind)
-        yield from _own("metrics.bind", bind)
+        yield from _needed_bind("metrics.bind", bind)
     for listener in config.listeners:
         name = listener.settings.name
         for bind in listener.binds:
-            yield from _own(f"listener {name}: bind", bind)
+            yield from _needed_bind(f"listener {name}: bind", bind)
         for address in backends[name]:
             yield f"listener {name}: backend", str(listener.backend), address
     if any(listener.settings.resolve for listener in config.listeners):
@@ -81,9 +97,10 @@ def _asked_for(
             yield "dns.nameservers", server, _address_of(server)
 
 
-def _own(key: str, bind: SocketName) -> Iterator[tuple[str, str, Address]]:
-    """Yield an address that *bind* is reached at, where the kernel is to deliver to it."""
-    with suppress(ValueError, OSError):  # no address, or none of that family
+def _needed_bind(key: str, bind: SocketName) -> Iterator[tuple[str, str, Address]]:
+    """Yield the address at which *bind* is reached, if it is an IP socket."""
+    # ValueError: not an address.  OSError: this host has no address of the family.
+    with suppress(ValueError, OSError):
         address = ip_address(bind.host)
         if address.is_unspecified:
             address = _own_address(address.version)
@@ -93,7 +110,7 @@ def _own(key: str, bind: SocketName) -> Iterator[tuple[str, str, Address]]:
 def _own_address(version: int) -> Address:
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.connect((_SOMEBODY[version], _DISCARD_PORT))  # sends nothing
+        sock.connect((_REMOTE[version], _DISCARD_PORT))  # sends nothing
         return ip_address(sock.getsockname()[0])
 
 
@@ -113,11 +130,11 @@ def _address_of(server: str) -> Address:
         return ip_address(read_socket_name(server).host)
 
 
-def _why_not(address: Address, *, apart: bool) -> str | None:
+def _obstacle(address: Address, *, private: bool) -> str | None:
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
-            if apart:
+            if private:
                 return _NO_NETWORK
             sock.sendto(b"", (str(address), _DISCARD_PORT))
     except OSError as error:
@@ -125,11 +142,11 @@ def _why_not(address: Address, *, apart: bool) -> str | None:
             return _NO_FAMILY
         if error.errno == errno.EPERM:
             return _NO_PACKET
-    return None  # what else there may be is not the sandbox, and may pass
+    return None  # any other error is not the sandbox's doing and may be temporary
 
 
-def _unseen_addresses(config: Config, *, apart: bool) -> Iterator[Forbidden]:
-    if apart or not _has_internet_sockets():
+def _hidden_addresses(config: Config, *, private: bool) -> Iterator[Forbidden]:
+    if private or not _has_internet_sockets():
         for listener in config.listeners:
             settings = listener.settings
             if settings.haproxy_hosts is not None and not settings.untrusted_claims:
@@ -146,16 +163,18 @@ def _has_internet_sockets() -> bool:
 
 
 def _is_network_private(listening: Iterable[socket.socket]) -> bool:
-    """Tell whether a socket that was passed is in another network than a new one."""
+    """Return True if a listening socket belongs to another network namespace than a new one."""
     with socket.socket(socket.AF_UNIX) as sock:
-        ours = _network_of(sock)
+        own = _network_cookie(sock)
     return any(
-        _network_of(sock) != ours for sock in listening if sock.family != socket.AF_UNIX
+        _network_cookie(sock) != own
+        for sock in listening
+        if sock.family != socket.AF_UNIX
     )
 
 
-def _network_of(sock: socket.socket) -> bytes:
+def _network_cookie(sock: socket.socket) -> bytes:
     try:
         return sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
-    except OSError:  # an older kernel does not tell
+    except OSError:  # this kernel is too old to know
         return b""

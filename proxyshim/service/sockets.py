@@ -1,4 +1,4 @@
-"""Listening sockets: opened by us, passed by systemd, or inherited from a predecessor."""
+"""Listening sockets: bound here, passed by systemd, or inherited from a predecessor."""
 
 import contextlib
 import errno
@@ -15,22 +15,22 @@ from proxyshim.service.systemd import passed_sockets
 from proxyshim.service.upgrade import inherited_sockets
 
 BACKLOG: Final = 1024
-# A vanished host must not keep a session for ever.
+# A host that has vanished must not keep its session open for ever.
 _KEEPALIVE_IDLE_S: Final = 120
 _KEEPALIVE_INTERVAL_S: Final = 30
 _KEEPALIVE_COUNT: Final = 4
-# What systemd's sandbox makes of a socket() or bind() that it does not allow.
+# Under systemd the cause of these errors is often a setting of the unit, so we name it.
 _HINTS: Final = {
-    errno.EACCES: "Permission denied: a port below 1024 takes a socket unit"
-    ' (bind = "systemd:NAME"), or CAP_NET_BIND_SERVICE',
+    errno.EACCES: "Permission denied: a port below 1024 requires a socket unit"
+    ' (bind = "systemd:NAME") or CAP_NET_BIND_SERVICE',
     errno.EAFNOSUPPORT: "Address family not supported: the kernel lacks it, or"
-    " RestrictAddressFamilies= of the unit forbids it",
+    " RestrictAddressFamilies= in the unit forbids it",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class ListeningSocket:
-    """A socket that listens, and under which name a successor will look for it."""
+    """A listening socket, and the key under which a successor will look it up."""
 
     sock: socket.socket
     key: str
@@ -39,12 +39,15 @@ class ListeningSocket:
 
     @property
     def address(self) -> str:
-        """Return where it is bound to: ``192.0.2.1:25``, ``[2001:db8::1]:25``, ``unix:/p``."""
+        """Return its address, such as ``192.0.2.1:25``, ``[2001:db8::1]:25`` or ``unix:/p``."""
         name = self.sock.getsockname()
         return str(read_socket_address(name) or f"unix:{name}")
 
     def close(self, *, leave_path: bool = False) -> None:
-        """Close it; a unix socket's path goes with it, unless somebody else serves it."""
+        """Close it and remove a unix socket's path.
+
+        *leave_path* keeps the path, because another process serves the same socket.
+        """
         self.sock.close()
         if self.unix_path and not leave_path:
             with contextlib.suppress(OSError):
@@ -52,19 +55,19 @@ class ListeningSocket:
 
 
 class SocketSource:
-    """Where listening sockets come from while a process starts."""
+    """Provides listening sockets while the process starts."""
 
     def __init__(self) -> None:
-        """Take over what was passed."""
+        """Take over the sockets that a predecessor or systemd passed to this process."""
         self._inherited = inherited_sockets()
         self._passed = passed_sockets()
 
     def open(
         self, owner: str, name: SocketName, unix_mode: int
     ) -> list[ListeningSocket]:
-        """Open *name* for *owner*; more than one where a socket unit passes more.
+        """Open *name*; the result has several sockets if a socket unit passes several.
 
-        Raises ConfigError, which says of whom, which and why.
+        Raises ConfigError, which names *owner* (the configuration key), *name* and the cause.
         """
         try:
             return list(self._open(f"{owner} {name}", name, unix_mode))
@@ -94,11 +97,11 @@ class SocketSource:
             )
 
     def _take_passed(self, name: str) -> list[socket.socket]:
-        """Take all of that name: a socket unit with two ListenStream= passes two."""
+        """Take all sockets of that name; a unit with two ListenStream= lines passes two."""
         if name not in self._passed:
             known = ", ".join(sorted(self._passed)) or "none"
             raise ValueError(
-                f"no such descriptor was passed by systemd (passed: {known})"
+                f"systemd passed no descriptor of that name (passed: {known})"
             )
         socks = self._passed.pop(name)
         for sock in socks:
@@ -106,7 +109,7 @@ class SocketSource:
         return socks
 
     def close_unused(self) -> list[str]:
-        """Close what nobody asked for; return its names."""
+        """Close the sockets that no listener has asked for; return their names."""
         unused = [*self._passed, *self._inherited]
         for socks in self._passed.values():
             for sock in socks:
@@ -135,7 +138,7 @@ def _bind_tcp(name: SocketName) -> socket.socket:
 
 
 def _set_options(sock: socket.socket) -> None:
-    """Set what accepted sockets inherit: no system call is spent on each of them."""
+    """Set options that accepted sockets inherit, which saves system calls per connection."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S)
@@ -144,7 +147,7 @@ def _set_options(sock: socket.socket) -> None:
 
 
 def _bind_unix(path: str, mode: int) -> socket.socket:
-    """Bind a unix socket with *mode* from its first moment on."""
+    """Bind a unix socket that has *mode* from the moment it exists."""
     _remove_stale(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     mask = os.umask(0o777 & ~mode)
@@ -160,10 +163,10 @@ def _bind_unix(path: str, mode: int) -> socket.socket:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove a socket that nobody listens on any more.  Raises OSError when one does."""
+    """Remove a socket on which no process listens.  Raises OSError if one does."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise FileExistsError(errno.EEXIST, "exists, and is no socket")
+            raise FileExistsError(errno.EEXIST, "exists and is not a socket")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX) as probe:

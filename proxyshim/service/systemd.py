@@ -1,4 +1,4 @@
-"""What passes between systemd and a service: listening sockets, and how we are.
+"""systemd integration: socket activation, sd_notify and the watchdog.
 
 Sources: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
 """
@@ -14,7 +14,7 @@ _FIRST_DESCRIPTOR: Final = 3
 def passed_sockets() -> dict[str, list[socket.socket]]:
     """Take over the sockets that a socket unit passed, by FileDescriptorName.
 
-    The variables are removed, so that no child of ours takes them for its own.
+    We remove the variables from the environment, so that no child process takes them as its own.
     """
     process = os.environ.pop("LISTEN_PID", "")
     number = os.environ.pop("LISTEN_FDS", "")
@@ -31,15 +31,15 @@ def passed_sockets() -> dict[str, list[socket.socket]]:
 
 
 def has_manager() -> bool:
-    """Tell whether a service manager wants to hear of us."""
+    """Return True if a service manager expects notifications."""
     return os.environ.get("NOTIFY_SOCKET", "") != ""
 
 
 class Manager:
-    """The service manager, as far as it listens: without one, nothing is said."""
+    """Sends notifications to the service manager; without one, it does nothing."""
 
     def __init__(self) -> None:
-        """Find out who listens, and whether a watchdog waits."""
+        """Read from the environment where to send, and whether there is a watchdog."""
         self._socket: socket.socket | None = None
         path = os.environ.get("NOTIFY_SOCKET", "")
         if path.startswith(("/", "@")):
@@ -50,27 +50,27 @@ class Manager:
         self.watchdog_s = _watchdog_s()
 
     def notify(self, *assignments: str) -> None:
-        """Send ``READY=1`` and the like.  What can't be sent is not waited for."""
+        """Send assignments such as ``READY=1``, or drop them if that would block."""
         if self._socket is not None:
             try:
                 self._socket.sendto("\n".join(assignments).encode(), self._address)
             except OSError:
-                return  # a full queue, or a manager that is gone: the next one will tell
+                return  # its queue is full, or it is gone; the next heartbeat follows soon
 
     def notify_reloading(self) -> None:
-        """Say that a reload begins; ``READY=1`` says that it is over."""
+        """Report that a reload begins; ``READY=1`` reports its end."""
         now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1_000
         self.notify("RELOADING=1", f"MONOTONIC_USEC={now_us}")
 
     def close(self) -> None:
-        """Say no more."""
+        """Send nothing more."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
 
 def _watchdog_s() -> float | None:
-    """Return within how many seconds a sign of life is expected; None: no watchdog."""
+    """Return the watchdog interval in seconds; None if there is no watchdog."""
     usec = os.environ.get("WATCHDOG_USEC", "")
     process = os.environ.get("WATCHDOG_PID", "")
     if not usec.isdecimal() or process not in ("", str(os.getpid())):

@@ -1,13 +1,14 @@
 """Upgrade in place: a successor with the new code takes over the listening sockets.
 
-The successor is started as a child that inherits every listening socket.  When it serves it says so
-on a socket between the two, and goes on to say that it lives; from then on it alone accepts.  So no
-connection is refused and no greeting comes late.
+The successor is a child process that inherits every listening socket.  Once it serves, it sends
+heartbeats over a socket pair that connects the two.  After the first one, it alone accepts
+connections, so no connection is refused and no greeting is delayed.
 
-The predecessor stays the service manager's main process until its last session has ended, for the
-manager would not notice the death of a process that is not its child, and hears no other process
-(NotifyAccess=main).  It is the predecessor that notices, and takes over again.  At its end it names
-the successor as main process, which by that end becomes the manager's child.
+The predecessor remains the service manager's main process until its last session has ended.  The
+reason is that the manager cannot detect the exit of a process that is not its child, and ignores
+notifications from any process but the main one (NotifyAccess=main).  So it is the predecessor that
+watches the successor and takes over again if it fails.  When the predecessor exits, it names the
+successor as the main process, which at that moment becomes a child of the manager.
 """
 
 import asyncio
@@ -20,101 +21,110 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Final, Self
 
-# name -> descriptor, as JSON; and the descriptor of the socket between the two.
-_SOCKETS: Final = "PROXYSHIM_SOCKETS"
-_PREDECESSOR: Final = "PROXYSHIM_PREDECESSOR"
+# Environment variables for the successor.
+_SOCKETS: Final = (
+    "PROXYSHIM_SOCKETS"  # JSON: the key of each listening socket -> descriptor
+)
+_PREDECESSOR: Final = (
+    "PROXYSHIM_PREDECESSOR"  # the descriptor of its end of the socket pair
+)
 
 
 class Successor:
-    """The process that is to take over, as its predecessor sees it."""
+    """The process that takes over, seen from its predecessor."""
 
     def __init__(
         self,
         sockets: Mapping[str, socket.socket],
         on_ready: Callable[[], None],
-        on_death: Callable[[int], None],
+        on_end: Callable[[int], None],
     ) -> None:
-        """Start it with *sockets*, by name.  Raises OSError.
+        """Start it with the listening *sockets*.  Raises OSError.
 
-        *on_ready* is called when it serves; *on_death*, with its exit status, when it ends,
-        before or after.
+        We call *on_ready* when it serves, and *on_end* with its exit status when it ends, which
+        may happen before it serves.
         """
         self._loop = asyncio.get_running_loop()
         self._on_ready = on_ready
-        self._on_death = on_death
-        self._heard_at = float("-inf")  # nothing yet
-        self._aborted = False
-        descriptors = {name: sock.fileno() for name, sock in sockets.items()}
-        self._link, its_end = socket.socketpair()
-        with its_end:
+        self._on_end = on_end
+        self._heartbeat_at = float("-inf")  # none yet
+        self._sent_abort = False
+        descriptors = {key: sock.fileno() for key, sock in sockets.items()}
+        self._link, far_end = socket.socketpair()
+        with far_end:
             self._link.setblocking(False)
             try:
                 self._process = subprocess.Popen(
                     _command(),
-                    pass_fds=[*descriptors.values(), its_end.fileno()],
-                    env=_environment(descriptors, its_end.fileno()),
+                    pass_fds=[*descriptors.values(), far_end.fileno()],
+                    env=_environment(descriptors, far_end.fileno()),
                 )
             except BaseException:
                 self._link.close()
                 raise
         self._pidfd = os.pidfd_open(self._process.pid)
-        self._loop.add_reader(self._pidfd, self._note_death)
-        self._loop.add_reader(self._link.fileno(), self._listen)
+        self._loop.add_reader(self._pidfd, self._note_end)
+        self._loop.add_reader(self._link.fileno(), self._receive_heartbeats)
 
     @property
     def pid(self) -> int:
         """Return its process id."""
         return self._process.pid
 
-    def _listen(self) -> None:
+    def _receive_heartbeats(self) -> None:
         try:
-            words = self._link.recv(4096)
+            data = self._link.recv(4096)
         except BlockingIOError:
             return
         except OSError:
-            words = b""
-        if not words:  # its death will be noted
+            data = b""
+        if not data:  # it is about to end, which its pidfd will report
             self._loop.remove_reader(self._link.fileno())
             return
-        was_ready = self._heard_at > float("-inf")
-        self._heard_at = self._loop.time()
+        was_ready = self._heartbeat_at > float("-inf")
+        self._heartbeat_at = self._loop.time()
         if not was_ready:
             self._on_ready()
 
-    def _note_death(self) -> None:
-        self._forget()
-        self._on_death(self._process.wait())
+    def _note_end(self) -> None:
+        self._stop_watching()
+        self._on_end(self._process.wait())
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send it a signal, if it lives."""
+        """Send it a signal if it is still running."""
         if self._pidfd >= 0:
             signal.pidfd_send_signal(self._pidfd, number)
 
     def kill(self) -> None:
-        """End it before it serves.
+        """Kill it before it serves.
 
-        Not with SIGTERM: it might serve after all, and then end in order, with what it shares
-        with us.
+        We do not use SIGTERM, because the successor might begin to serve all the same.  It would
+        then stop in the ordinary way, and remove the paths of the unix sockets that we share.
         """
         self.send_signal(signal.SIGKILL)
 
     def end_if_silent(self, for_s: float) -> None:
-        """End it when its loop did not turn for so long: first so that it says where it hangs."""
+        """End it if it has sent no heartbeat for *for_s* seconds.
+
+        The first signal is SIGABRT, so that it can log where it hangs (PYTHONFAULTHANDLER).  If
+        it is still there at the next call, we send SIGKILL.
+        """
         if self._pidfd < 0:
             return
-        self._listen()  # we may have hung ourselves
-        if self._loop.time() - self._heard_at < for_s:
+        self._receive_heartbeats()  # they wait in the socket if our own loop was blocked
+        if self._loop.time() - self._heartbeat_at < for_s:
             return
-        self.send_signal(signal.SIGKILL if self._aborted else signal.SIGABRT)
-        self.send_signal(signal.SIGCONT)
-        self._aborted = True
+        self.send_signal(signal.SIGKILL if self._sent_abort else signal.SIGABRT)
+        self.send_signal(signal.SIGCONT)  # a stopped process does not handle SIGABRT
+        self._sent_abort = True
 
-    def let_go(self) -> None:
-        """Watch it no more: this process ends, and the service manager inherits it."""
-        self._forget()
-        self._process.returncode = 0  # else Popen complains of a living child
+    def release(self) -> None:
+        """Stop watching it: this process is about to exit, and the manager becomes its parent."""
+        self._stop_watching()
+        # Otherwise Popen warns that the child is still running.
+        self._process.returncode = 0
 
-    def _forget(self) -> None:
+    def _stop_watching(self) -> None:
         if self._pidfd >= 0:
             self._loop.remove_reader(self._link.fileno())
             self._link.close()
@@ -124,16 +134,16 @@ class Successor:
 
 
 class Predecessor:
-    """The process that started this one, and speaks for both until it ends."""
+    """The process that started this one.  It reports to the manager for both until it ends."""
 
     def __init__(self, link: socket.socket) -> None:
-        """Talk to it on *link*."""
+        """Communicate over *link*, our end of the socket pair."""
         self._link = link
         link.setblocking(False)
 
     @classmethod
     def find(cls) -> Self | None:
-        """Return it, if there is one."""
+        """Return the predecessor, or None if this process is not a successor."""
         descriptor = os.environ.pop(_PREDECESSOR, "")
         if not descriptor:
             return None
@@ -141,15 +151,15 @@ class Predecessor:
         link.set_inheritable(False)
         return cls(link)
 
-    def say_alive(self) -> None:
-        """Say that we serve, and that our loop turns."""
+    def send_heartbeat(self) -> None:
+        """Report that we serve, and that our event loop runs."""
         try:
             self._link.send(b".")
         except OSError:
-            return  # it does not listen, or is gone: both will show
+            return  # its queue is full, or it has ended, which ``watch`` will report
 
     def has_ended(self) -> bool:
-        """Tell whether it is gone, before the loop comes to say so."""
+        """Return True if it has ended, even if ``watch`` has not reported that yet."""
         try:
             return self._link.recv(1, socket.MSG_PEEK) == b""
         except BlockingIOError:
@@ -161,18 +171,19 @@ class Predecessor:
         """Call *on_end* when it has ended."""
         loop = asyncio.get_running_loop()
 
-        def note() -> None:
+        def note_end() -> None:
             loop.remove_reader(self._link.fileno())
             on_end()
 
-        loop.add_reader(self._link.fileno(), note)  # it never sends
+        # It never sends anything, so the socket becomes readable only at its end.
+        loop.add_reader(self._link.fileno(), note_end)
 
 
 def _command() -> list[str]:
-    """Return how to run what is installed now.
+    """Return the command that runs the version that is installed now.
 
-    A script has the interpreter to go with it in its first line; ours may be that of an older
-    installation.
+    We prefer to run the script itself, because its first line names the interpreter of that
+    version, whereas we may run under the interpreter of an older one.
     """
     script = sys.argv[0]
     if script in sys.orig_argv and os.access(script, os.X_OK):
@@ -182,7 +193,7 @@ def _command() -> list[str]:
 
 def _environment(descriptors: Mapping[str, int], link: int) -> dict[str, str]:
     environment = dict(os.environ)
-    # The watchdog is to wait for another pid than ours.
+    # It names this process, so the successor would conclude that it has no watchdog.
     environment.pop("WATCHDOG_PID", None)
     environment[_SOCKETS] = json.dumps(descriptors)
     environment[_PREDECESSOR] = str(link)
@@ -190,12 +201,12 @@ def _environment(descriptors: Mapping[str, int], link: int) -> dict[str, str]:
 
 
 def inherited_sockets() -> dict[str, socket.socket]:
-    """Take over what a predecessor passed, by name; empty when there is none."""
+    """Take over the listening sockets of a predecessor, by key; empty if there is none."""
     descriptors: dict[str, int] = json.loads(os.environ.pop(_SOCKETS, "{}"))
     sockets = {}
-    for name, descriptor in descriptors.items():
+    for key, descriptor in descriptors.items():
         sock = socket.socket(fileno=descriptor)
         sock.set_inheritable(False)
         sock.setblocking(False)
-        sockets[name] = sock
+        sockets[key] = sock
     return sockets

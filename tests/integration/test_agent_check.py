@@ -1,4 +1,4 @@
-"""The agent check of a real HAProxy: what it makes of our words, and how soon."""
+"""Agent checks by a real HAProxy: how it reacts to our answers, and how soon."""
 
 import signal
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from tests.integration.test_health_checks import a_postfix
 
 PORT, AGENT_PORT = 210, 9210
 BACKEND = "127.0.0.1:11027"
-# The plain TCP check finds the shim alone: what HAProxy knows beyond it, the agent said.
+# The plain TCP check only finds the shim; HAProxy learns the rest from the agent check.
 CHECKS = (
     "send-proxy-v2 check inter 200ms fall 1 rise 1"
     f" agent-check agent-port {AGENT_PORT} agent-inter 200ms"
@@ -35,7 +35,7 @@ UP, DOWN = "Server mx/mx is UP", "Server mx/mx is DOWN"
 
 @contextmanager
 def a_shim(site: Site, agent: str = f"{MAIL}:{AGENT_PORT}") -> Iterator[Shim]:
-    """Run one that answers agent checks."""
+    """Run a shim that answers agent checks."""
     listener = Listener("mx", both(PORT), BACKEND, {"agent_bind": agent})
     place = site.new_place("shim-with-agent")
     running = Shim(site.mail, place, [listener], haproxy_hosts=[PROXY, PROXY6])
@@ -47,7 +47,7 @@ def a_shim(site: Site, agent: str = f"{MAIL}:{AGENT_PORT}") -> Iterator[Shim]:
 
 @contextmanager
 def a_haproxy(site: Site) -> Iterator[HAProxy]:
-    """Run a HAProxy that asks all the time; begin when it found the server up."""
+    """Run a HAProxy that checks all the time; return once it has found the server up."""
     listen = Listen("mx", f"{PROXY}:2510", f"{MAIL}:{PORT}", CHECKS, LOG_CHECKS)
     running = HAProxy(site.proxy, site.new_place("haproxy"), [listen])
     try:
@@ -58,7 +58,7 @@ def a_haproxy(site: Site) -> Iterator[HAProxy]:
 
 
 def ask(host: Host, to: str, source: str) -> bytes:
-    """Ask as HAProxy does: connect, and read to the end."""
+    """Check as HAProxy does: connect, and read to the end."""
     with Conversation.open(host, (to, AGENT_PORT), source) as talk:
         return talk.rest()
 
@@ -67,7 +67,7 @@ def status(haproxy: HAProxy) -> str:
     return haproxy.server_state("mx")["status"]
 
 
-def test_it_takes_a_dead_mail_server_out_and_puts_it_back(site: Site) -> None:
+def test_haproxy_takes_a_dead_backend_out_and_puts_it_back(site: Site) -> None:
     with (
         a_shim(site) as shim,
         a_postfix(site, BACKEND) as postfix,
@@ -84,13 +84,13 @@ def test_it_takes_a_dead_mail_server_out_and_puts_it_back(site: Site) -> None:
         with a_postfix(site, BACKEND):
             haproxy.lines.wait_for(UP, since=mark)
             assert status(haproxy) == "UP"
-        assert shim.events(event="session_closed") == []  # for all that HAProxy did
+        assert shim.events(event="session_closed") == []  # in spite of all the checks
 
 
 ENVELOPE = ("EHLO c", "MAIL FROM:<a@c.test>", "RCPT TO:<b@example.test>")
 
 
-def test_it_hears_of_a_drain_and_comes_back_to_the_next_process(site: Site) -> None:
+def test_haproxy_drains_the_server_and_returns_to_the_next_process(site: Site) -> None:
     with a_postfix(site, BACKEND), a_shim(site) as shim, a_haproxy(site) as haproxy:
         with Conversation.open(site.client, (MAIL, PORT), CLIENT) as talk:
             talk.reply()
@@ -117,7 +117,7 @@ def test_it_hears_of_a_drain_and_comes_back_to_the_next_process(site: Site) -> N
         (f"[{MAIL6}]:{AGENT_PORT}", MAIL6, PROXY6, CLIENT6),
     ],
 )
-def test_listed_hosts_hear_it_and_others_nothing(
+def test_only_listed_hosts_get_an_answer(
     site: Site, agent: str, to: str, listed: str, stranger: str
 ) -> None:
     with a_shim(site, agent):

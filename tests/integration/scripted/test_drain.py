@@ -1,4 +1,4 @@
-"""A drain's deadline, and sessions that can't be read; the rest of it is in test_ends.py."""
+"""A drain's deadline, and drains of opaque sessions; test_ends.py tests the rest."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from tests.integration.scripted.test_relay import QUEUED, begin_content
 from tests.integration.scripted.wire import LIMIT_S, Wire
 
 SHUTTING_DOWN = b"421 4.3.2 Service shutting down, try again later\r\n"
-# What a record of TLS looks like to us.
+# They look like records of TLS to the shim.
 FROM_CLIENT, FROM_BACKEND = b"\x16\x03\x01 client", b"\x16\x03\x01 backend"
 
 
@@ -28,7 +28,7 @@ def opaque_pair(rig: Rig) -> tuple[Wire, Mta]:
 
 
 def talk(client: Wire, mta: Mta) -> None:
-    """Say something each way, the backend last."""
+    """Send something each way, the backend last."""
     client.send(FROM_CLIENT)
     mta.expect(FROM_CLIENT)
     mta.send(FROM_BACKEND)
@@ -36,7 +36,7 @@ def talk(client: Wire, mta: Mta) -> None:
 
 
 def is_cut(rig: Rig, transaction: str) -> bool:
-    """Tell whether the session was cut, and whether that was counted and logged."""
+    """Return True if the session was cut, and this was counted and logged."""
     story = rig.story()
     counted = rig.shim.server.metrics.sessions
     return (
@@ -47,26 +47,26 @@ def is_cut(rig: Rig, transaction: str) -> bool:
     )
 
 
-def is_ended_in_peace(story: Mapping[str, Any]) -> bool:
+def is_ended_by_shutdown(story: Mapping[str, Any]) -> bool:
     return (story["outcome"], story["level"]) == ("shutdown", "info")
 
 
 # At the deadline.
 
 
-def test_content_that_still_comes_is_cut_counted_and_logged(rig_with: OpenRig) -> None:
+def test_unfinished_content_is_cut_counted_and_logged(rig_with: OpenRig) -> None:
     rig = rig_with(drain_timeout_s=0.3)
     client, mta = rig.relaxed_pair(v1())
     begin_content(client, mta)
     rig.shim.drain()
     client.send(b"hello\r\n")
     assert client.last_words() == SHUTTING_DOWN
-    assert mta.rest() == b"hello\r\n"  # and no dot
+    assert mta.rest() == b"hello\r\n"  # without the final dot
     mta.close()
     assert is_cut(rig, "content")
 
 
-def test_an_envelope_that_leads_to_nothing_is_cut(rig_with: OpenRig) -> None:
+def test_an_unfinished_envelope_is_cut(rig_with: OpenRig) -> None:
     rig = rig_with(drain_timeout_s=0.3)
     client, mta = rig.relaxed_pair(v1())
     client.send(b"MAIL FROM:<a@client.test>\r\n")
@@ -80,7 +80,7 @@ def test_an_envelope_that_leads_to_nothing_is_cut(rig_with: OpenRig) -> None:
     assert is_cut(rig, "envelope")
 
 
-def test_a_client_may_change_its_mind(rig_with: OpenRig) -> None:
+def test_a_client_that_resets_its_envelope_is_not_cut(rig_with: OpenRig) -> None:
     rig = rig_with(drain_timeout_s=LIMIT_S)
     client, mta = rig.relaxed_pair(v1())
     client.send(b"MAIL FROM:<a@client.test>\r\n")
@@ -92,10 +92,10 @@ def test_a_client_may_change_its_mind(rig_with: OpenRig) -> None:
     mta.expect(b"RSET\r\n")
     mta.send(b"250 2.0.0 ok\r\n")
     assert client.last_words() == b"250 2.0.0 ok\r\n" + SHUTTING_DOWN
-    assert is_ended_in_peace(rig.story())
+    assert is_ended_by_shutdown(rig.story())
 
 
-def test_one_message_and_no_second_one(rig_with: OpenRig) -> None:
+def test_a_drain_lets_one_message_through_and_no_second_one(rig_with: OpenRig) -> None:
     rig = rig_with(drain_timeout_s=LIMIT_S)
     client, mta = rig.relaxed_pair(v1())
     begin_content(client, mta)
@@ -103,7 +103,7 @@ def test_one_message_and_no_second_one(rig_with: OpenRig) -> None:
     client.send(b"hello\r\n.\r\nMAIL FROM:<c@client.test>\r\n")
     mta.expect(b"hello\r\n.\r\nMAIL FROM:<c@client.test>\r\n")
     mta.send(QUEUED + b"250 2.1.0 ok\r\n")
-    client.expect(QUEUED + b"250 2.1.0 ok\r\n")  # it had begun before we could say no
+    client.expect(QUEUED + b"250 2.1.0 ok\r\n")  # it began before we could refuse it
     client.send(b"RSET\r\n")
     mta.expect(b"RSET\r\n")
     mta.send(b"250 2.0.0 ok\r\n")
@@ -111,14 +111,16 @@ def test_one_message_and_no_second_one(rig_with: OpenRig) -> None:
     assert rig.story()["messages"] == 1
 
 
-def test_a_server_that_hangs_between_messages_holds_nobody(rig_with: OpenRig) -> None:
+def test_a_backend_that_hangs_between_messages_does_not_prolong_the_drain(
+    rig_with: OpenRig,
+) -> None:
     rig = rig_with(drain_timeout_s=0.3)
     client, mta = rig.relaxed_pair(v1())
     client.send(b"NOOP\r\n")
     mta.expect(b"NOOP\r\n")
     rig.shim.drain()
     assert client.last_words() == SHUTTING_DOWN
-    assert is_ended_in_peace(rig.story())
+    assert is_ended_by_shutdown(rig.story())
 
 
 # Inside TLS.
@@ -126,13 +128,13 @@ def test_a_server_that_hangs_between_messages_holds_nobody(rig_with: OpenRig) ->
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> float:
-    """Have some seconds of silence last less."""
+    """Shorten the silence that ends an opaque session."""
     settled_s = 0.4
     monkeypatch.setattr("proxyshim.session.timing._SETTLED_S", settled_s)
     return settled_s
 
 
-def test_in_tls_silence_behind_the_backends_word_is_an_end(
+def test_in_tls_silence_after_the_backend_spoke_ends_the_session(
     rig_with: OpenRig, impatient: float
 ) -> None:
     rig = rig_with(drain_timeout_s=LIMIT_S)
@@ -142,25 +144,27 @@ def test_in_tls_silence_behind_the_backends_word_is_an_end(
     assert client.is_silent(impatient / 2)
     assert client.last_words() == b""  # a 421 would not be TLS
     assert mta.rest() == b""
-    assert is_ended_in_peace(rig.story())
+    assert is_ended_by_shutdown(rig.story())
 
 
 @pytest.mark.usefixtures("impatient")
-def test_in_tls_who_waits_for_the_backend_is_not_cut_early(rig_with: OpenRig) -> None:
+def test_in_tls_a_client_that_waits_for_the_backend_is_not_cut_early(
+    rig_with: OpenRig,
+) -> None:
     rig = rig_with(drain_timeout_s=LIMIT_S)
     client, mta = opaque_pair(rig)
     talk(client, mta)
-    client.send(FROM_CLIENT)  # a message's end, for all that we know
+    client.send(FROM_CLIENT)  # it may be the end of a message
     mta.expect(FROM_CLIENT)
     rig.shim.drain()
     assert client.is_silent(1.0)
     mta.send(FROM_BACKEND)
     assert client.last_words() == FROM_BACKEND
-    assert is_ended_in_peace(rig.story())
+    assert is_ended_by_shutdown(rig.story())
 
 
 @pytest.mark.usefixtures("impatient")
-def test_in_tls_who_goes_on_talking_is_served(rig_with: OpenRig) -> None:
+def test_in_tls_a_client_that_goes_on_talking_is_served(rig_with: OpenRig) -> None:
     rig = rig_with(drain_timeout_s=LIMIT_S)
     client, mta = opaque_pair(rig)
     rig.shim.drain()
@@ -168,10 +172,10 @@ def test_in_tls_who_goes_on_talking_is_served(rig_with: OpenRig) -> None:
         assert client.is_silent(0.2)
         talk(client, mta)
     assert client.last_words() == b""
-    assert is_ended_in_peace(rig.story())
+    assert is_ended_by_shutdown(rig.story())
 
 
-def test_in_tls_the_deadline_cuts_and_says_so(rig_with: OpenRig) -> None:
+def test_in_tls_the_deadline_cuts_and_logs_it(rig_with: OpenRig) -> None:
     rig = rig_with(drain_timeout_s=0.3)
     client, mta = opaque_pair(rig)
     client.send(FROM_CLIENT)

@@ -227,8 +227,8 @@ async def accept_and_drain(rig: Rig, connected: threading.Event) -> None:
     """Hold the loop, then accept a session and drain before it has run."""
     connected.wait(LIMIT_S)
     server = rig.shim.server
-    for each in server._accepting:
-        server._accept(each)
+    for listener, listening in server._smtp_acceptor.sockets:
+        server._smtp_acceptor._accept(listener, listening.sock)
     for session in server._sessions:
         session.drain()
 

@@ -1,4 +1,4 @@
-"""Limits: over one the answer is a 421 that can be read, and who is within is served."""
+"""Limits: clients over a limit can read a 421, and those within it are served."""
 
 import asyncio
 import socket
@@ -41,8 +41,8 @@ def limits(**keys: float) -> str:
     return "[limits]\n" + "".join(lines)
 
 
-def is_put_off(client: Wire) -> bool:
-    """Tell whether a client is answered 421, and nothing but."""
+def is_shed(client: Wire) -> bool:
+    """Return True if a client is answered with 421 and nothing else."""
     return client.last_words() == TOO_MANY
 
 
@@ -57,7 +57,7 @@ def leave(client: Wire, mta: Mta) -> None:
 
 @pytest.fixture
 def full(rig_with: OpenRig) -> Rig:
-    """Return a shim with all its sessions taken."""
+    """Return a shim whose session limit is reached."""
     rig = rig_with(extra=limits(sessions=2))
     rig.pair(v1())
     rig.pair()
@@ -65,18 +65,18 @@ def full(rig_with: OpenRig) -> Rig:
 
 
 @pytest.mark.parametrize("header", [b"", v1(), v2()], ids=["direct", "v1", "v2"])
-def test_one_session_too_many_is_put_off(full: Rig, header: bytes) -> None:
-    with full.shim.held():  # the header is there when we accept
+def test_a_session_over_the_limit_is_shed(full: Rig, header: bytes) -> None:
+    with full.shim.held():  # so that the header has arrived when it accepts
         client = full.connect(LISTED if header else STRANGER)
         client.send(header)
-    assert is_put_off(client)
+    assert is_shed(client)
     assert full.backend.was_left_alone()
     shed = full.events.wait("connection_shed")
     assert (shed["reason"], shed["level"]) == ("too_many_sessions", "error")
     assert shed["sessions"] == 2
 
 
-def test_the_421_can_be_read_by_who_writes_behind_it(full: Rig) -> None:
+def test_a_client_that_sends_after_the_421_can_still_read_it(full: Rig) -> None:
     client = full.connect(LISTED)
     client.expect(TOO_MANY)
     client.send(v1())
@@ -86,37 +86,37 @@ def test_the_421_can_be_read_by_who_writes_behind_it(full: Rig) -> None:
     assert client.rest() == b""  # and no reset
 
 
-def test_many_at_a_time_are_put_off_and_it_is_said_once(full: Rig) -> None:
+def test_many_connections_at_once_are_shed_and_logged_once(full: Rig) -> None:
     clients = [full.connect(LISTED) for _ in range(100)]
     for client in clients:
-        client.expect(TOO_MANY)  # nobody waits for another one to go
+        client.expect(TOO_MANY)  # no client waits until another one is gone
     assert len(full.events.find("connection_shed")) == 1
     counted = full.shim.server.metrics.refusals
     assert counted["too_many_sessions"] == 100
 
 
-def test_when_a_session_ends_there_is_room(full: Rig) -> None:
-    assert is_put_off(full.connect(STRANGER))
-    full.opened.close()  # all clients leave
+def test_the_end_of_a_session_makes_room(full: Rig) -> None:
+    assert is_shed(full.connect(STRANGER))
+    full.opened.close()  # all clients disconnect
     full.story(2)
-    full.shim.begin(asyncio.sleep(0))()  # the last to be told of an end is the count
+    full.shim.begin(asyncio.sleep(0))()  # the count is updated last
     full.pair(v1())
 
 
 def test_a_reload_changes_the_limit(full: Rig) -> None:
-    assert is_put_off(full.connect(STRANGER))
+    assert is_shed(full.connect(STRANGER))
     config = full.shim.config
     config.write_text(config.read_text().replace("sessions = 2", "sessions = 3"))
     full.shim.reload()
     full.pair(v1())
-    assert is_put_off(full.connect(STRANGER))
+    assert is_shed(full.connect(STRANGER))
 
 
 @pytest.mark.parametrize("configured", ["", limits(sessions=1000)])
-def test_descriptors_are_the_limit_that_is_always_there(
+def test_descriptors_limit_the_number_of_sessions(
     tmp_path: Path, backend: Backend, configured: str
 ) -> None:
-    """Of 70, 64 are for other things, and a session takes two."""
+    """Of 70 descriptors, 64 are for other purposes, and a session needs two."""
     (tmp_path / "haproxy_hosts").write_text(HOSTS)
     config = write_config(tmp_path, [listener(backend)], configured)
     run = ["prlimit", "--nofile=70:70", sys.executable, "-m", "proxyshim", "run", "-c"]
@@ -125,7 +125,7 @@ def test_descriptors_are_the_limit_that_is_always_there(
         for _ in range(3):
             open_session(shim, backend, cleanup)
         with connect(shim.address, STRANGER) as client:
-            assert is_put_off(client)
+            assert is_shed(client)
         assert shim.wait_event("connection_shed")["reason"] == "too_many_sessions"
 
 
@@ -149,14 +149,16 @@ def shared(rig_with: OpenRig) -> Rig:
 
 
 def refused_as_one_too_many(rig: Rig, header: bytes, proxy: str = LISTED) -> bool:
-    """Tell whether a client is put off, without the mail server hearing of it."""
+    """Return True if a client is answered with 421 and the backend is not contacted."""
     client = rig.connect(proxy)
     client.send(header + b"EHLO client.test\r\n")
-    return is_put_off(client) and rig.backend.was_left_alone()
+    return is_shed(client) and rig.backend.was_left_alone()
 
 
 @pytest.mark.parametrize("write", [v1, v2])
-def test_a_client_gets_so_many_sessions(shared: Rig, write: object) -> None:
+def test_a_client_cannot_exceed_its_share_of_sessions(
+    shared: Rig, write: object
+) -> None:
     assert callable(write)
     client, mta = shared.pair(write("203.0.113.7"))
     shared.pair(write("203.0.113.7"))
@@ -167,28 +169,28 @@ def test_a_client_gets_so_many_sessions(shared: Rig, write: object) -> None:
     story = shared.story()
     assert (story["outcome"], story["reason"]) == ("refused", "too_many_from_client")
     assert story["client"] == "203.0.113.7:40001"
-    shared.pair(write("203.0.113.8"))  # another one is served
+    shared.pair(write("203.0.113.8"))  # another client is served
     leave(client, mta)
     shared.story(2)
-    shared.pair(write("203.0.113.7"))  # and the same one again
+    shared.pair(write("203.0.113.7"))  # and the same client again
 
 
-def test_it_is_the_client_that_counts_not_its_proxy(shared: Rig) -> None:
+def test_sessions_count_for_the_client_and_not_for_its_proxy(shared: Rig) -> None:
     shared.pair(v1(), LISTED)
     shared.pair(v1(), OTHER_PROXY)
     assert refused_as_one_too_many(shared, v1(), LISTED)
     assert refused_as_one_too_many(shared, v1(), OTHER_PROXY)
 
 
-def test_a_direct_client_counts_as_itself(shared: Rig) -> None:
+def test_sessions_of_a_direct_client_count_for_its_address(shared: Rig) -> None:
     shared.pair()
     shared.pair()
     client = shared.connect(STRANGER)
-    assert is_put_off(client)
+    assert is_shed(client)
     shared.pair(source="127.0.0.5")
 
 
-def test_an_ipv6_client_is_its_network(shared: Rig) -> None:
+def test_sessions_of_an_ipv6_client_count_for_its_network(shared: Rig) -> None:
     shared.pair(v2("2001:db8:1:2::1"))
     shared.pair(v2("2001:db8:1:2:a:b:c:d"))
     assert refused_as_one_too_many(shared, v2("2001:db8:1:2:ffff::"))
@@ -197,13 +199,13 @@ def test_an_ipv6_client_is_its_network(shared: Rig) -> None:
 
 def test_checks_count_for_their_proxy(shared: Rig) -> None:
     shared.pair(LOCAL_CHECK)
-    shared.pair(v1("127.0.0.1"))  # not believed, so a check too
+    shared.pair(v1("127.0.0.1"))  # not believed, so it counts as a check
     assert refused_as_one_too_many(shared, LOCAL_CHECK)
     shared.pair(LOCAL_CHECK, OTHER_PROXY)
-    shared.pair(v1())  # the proxy's clients are not concerned
+    shared.pair(v1())  # clients of the proxy are unaffected
 
 
-def test_a_client_that_was_put_off_has_taken_nothing(shared: Rig) -> None:
+def test_a_client_that_was_shed_has_used_no_share(shared: Rig) -> None:
     sessions = [shared.pair(v1()) for _ in range(2)]
     for _ in range(3):
         assert refused_as_one_too_many(shared, v1())
@@ -215,7 +217,7 @@ def test_a_client_that_was_put_off_has_taken_nothing(shared: Rig) -> None:
     assert refused_as_one_too_many(shared, v1())
 
 
-def test_whoever_fails_gives_its_share_back(shared: Rig) -> None:
+def test_a_failed_session_gives_its_share_back(shared: Rig) -> None:
     for number in range(1, 5):
         client = shared.connect(LISTED)
         client.send(v1())
@@ -225,10 +227,10 @@ def test_whoever_fails_gives_its_share_back(shared: Rig) -> None:
     shared.pair(v1())
 
 
-# New connections a second.
+# New connections per second.
 
 
-def test_a_burst_is_put_off_and_soon_served_again(rig_with: OpenRig) -> None:
+def test_a_burst_is_shed_and_soon_served_again(rig_with: OpenRig) -> None:
     rig = rig_with(extra=limits(connections_per_s=5))
     with rig.shim.held():
         clients = [rig.connect(LISTED) for _ in range(8)]
@@ -239,28 +241,28 @@ def test_a_burst_is_put_off_and_soon_served_again(rig_with: OpenRig) -> None:
     for client in clients[:5]:
         client.expect(GREETING)
     for client in clients[5:]:
-        assert is_put_off(client)
+        assert is_shed(client)
     shed = rig.events.wait("connection_shed")
     assert (shed["reason"], shed["level"]) == ("too_many_connections", "error")
     assert rig.shim.server.metrics.refusals["too_many_connections"] == 3
     deadline = time.monotonic() + LIMIT_S
-    while is_served_not(rig):
+    while is_still_shed(rig):
         assert time.monotonic() < deadline
 
 
-def is_served_not(rig: Rig) -> bool:
-    """Connect as a listed peer that has no health check's patience."""
+def is_still_shed(rig: Rig) -> bool:
+    """Return True if a listed peer's next connection is shed, too."""
     client = rig.connect(LISTED)
     client.send(b"no header\r\n")
     return client.last_words() == TOO_MANY
 
 
-# A peer that vanished without a word.
+# A peer that has vanished without closing its connection.
 
 
 @pytest.mark.parametrize("bind", ["127.0.0.1:0", "[::1]:0"])
-def test_the_kernel_looks_after_silent_peers(rig_with: OpenRig, bind: str) -> None:
-    """What accepted sockets inherit: they would be closed after four minutes."""
+def test_accepted_sockets_inherit_keepalive(rig_with: OpenRig, bind: str) -> None:
+    """The kernel closes the connection of a vanished peer after four minutes."""
     rig = rig_with(bind=bind)
     with connect(rig.shim.address()), rig.accept():
         [session] = rig.shim.server._sessions
@@ -278,33 +280,33 @@ def test_the_kernel_looks_after_silent_peers(rig_with: OpenRig, bind: str) -> No
     assert options == [1, 120, 30, 4]
 
 
-# Out of descriptors: a connection is answered with the one in reserve.
+# Out of descriptors: the one in reserve is used to answer a connection.
 
 
 @contextmanager
 def exhausted(config: Path, backend: Backend) -> Iterator[Process]:
-    """Run a shim that has no descriptor left for another session."""
+    """Run a shim that has no descriptors left for another session."""
     with ExitStack() as cleanup:
         shim = cleanup.enter_context(Process(config))
-        open_session(shim, backend, cleanup)  # with it, what all sessions share
+        open_session(shim, backend, cleanup)  # it opens what all sessions share
         shim.leave_descriptors(2)
         open_session(shim, backend, cleanup)
         yield shim
 
 
-def test_without_descriptors_a_proxy_reads_why_and_it_is_said_once(
+def test_without_descriptors_a_proxy_gets_a_421_that_is_logged_once(
     tmp_path: Path, backend: Backend
 ) -> None:
     with exhausted(configure(tmp_path, backend), backend) as shim:
         for header in (v1(), v2(), b""):
             with connect(shim.address, LISTED) as proxy:
                 proxy.send(header)
-                assert proxy.end() == TOO_MANY  # the kernel may reset, behind it
+                assert proxy.end() == TOO_MANY  # the kernel may send a reset after it
         assert len(shim.events("connection_shed")) == 1
         assert shim.events("accepting_paused") == []
 
 
-def test_without_one_for_the_backend_it_is_not_the_backend_that_is_blamed(
+def test_a_lack_of_descriptors_for_the_backend_is_not_blamed_on_it(
     tmp_path: Path, backend: Backend
 ) -> None:
     with ExitStack() as cleanup:
@@ -318,7 +320,7 @@ def test_without_one_for_the_backend_it_is_not_the_backend_that_is_blamed(
         assert backend.was_left_alone()
 
 
-def test_an_agent_check_hears_nothing_that_is_not_for_it(
+def test_without_descriptors_an_agent_check_gets_no_smtp_reply(
     tmp_path: Path, backend: Backend
 ) -> None:
     config = configure(tmp_path, backend, agent_bind="127.0.0.1:0")

@@ -1,4 +1,4 @@
-"""What only a process has: signals, exit codes, descriptors passed to it and running out."""
+"""What takes a process: signals, exit codes, passed descriptors and running out of them."""
 
 import os
 import select
@@ -50,7 +50,7 @@ def configure(directory: Path, backend: Backend, **settings: object) -> Path:
 def open_session(
     shim: Process, backend: Backend, cleanup: ExitStack
 ) -> tuple[Wire, Mta]:
-    """Open a relaxed session of a client's own."""
+    """Open a relaxed session of a direct client."""
     client = cleanup.enter_context(connect(shim.address, STRANGER))
     mta = cleanup.enter_context(backend.accept())
     mta.introduce()
@@ -65,7 +65,7 @@ def open_session(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_in_peace(
+def test_a_signal_drains_and_ends_the_process(
     tmp_path: Path, backend: Backend, number: signal.Signals
 ) -> None:
     with ExitStack() as cleanup:
@@ -77,7 +77,7 @@ def test_a_signal_ends_it_in_peace(
         mta.expect(b"hello\r\n.\r\n")
         shim.signal(number)
         assert idle.last_words() == SHUTTING_DOWN
-        shim.signal(number)  # the second changes nothing
+        shim.signal(number)  # a second one has no effect
         shim.signal(signal.SIGHUP)
         assert busy.is_silent(0.1)
         mta.send(QUEUED)
@@ -90,7 +90,7 @@ def test_a_signal_ends_it_in_peace(
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
-def test_a_signal_may_come_at_once(
+def test_a_signal_may_come_during_the_start(
     tmp_path: Path, backend: Backend, number: signal.Signals
 ) -> None:
     with closing(backend):
@@ -127,7 +127,7 @@ def test_a_reload_reads_the_list_again(tmp_path: Path, backend: Backend) -> None
             proxy.send(v1())
             with backend.accept() as its_mta:
                 assert its_mta.introduce() == XCLIENT
-        # Who was admitted goes on.
+        # A session that was admitted goes on.
         old.send(b"EHLO client.test\r\n")
         mta.expect(b"EHLO client.test\r\n")
 
@@ -158,19 +158,21 @@ def test_a_broken_list_changes_nothing(
             proxy.send(v1())
             with backend.accept() as mta:
                 assert mta.introduce() == XCLIENT
-        # And when it is mended, it counts again.
+        # A correct list applies again.
         (tmp_path / "haproxy_hosts").write_text(f"{STRANGER}\n")
         shim.signal(signal.SIGHUP)
         shim.wait_event("config_reloaded")
 
 
-def test_a_reload_says_what_needs_a_restart(tmp_path: Path, backend: Backend) -> None:
+def test_a_reload_reports_what_needs_a_restart(
+    tmp_path: Path, backend: Backend
+) -> None:
     with Process(configure(tmp_path, backend)) as shim, closing(Backend()) as another:
         write_config(tmp_path, [listener(another, bind=["127.0.0.1:1"])])
         shim.signal(signal.SIGHUP)
         assert shim.wait_event("restart_needed")["keys"] == ["listener.bind"]
         shim.wait_event("config_reloaded")
-        # What needs none has changed.
+        # Keys that need no restart have changed.
         with connect(shim.address, STRANGER), another.accept() as mta:
             mta.introduce()
 
@@ -186,72 +188,80 @@ def test_a_reload_says_what_needs_a_restart(tmp_path: Path, backend: Backend) ->
         ({"haproxy_hosts": "nowhere"}, ["haproxy_hosts", "nowhere", "No such file"]),
     ],
 )
-def test_a_wrong_key_ends_it_before_it_begins(
+def test_a_wrong_key_prevents_the_start(
     tmp_path: Path, backend: Backend, settings: Mapping[str, object], named: list[str]
 ) -> None:
     path = tmp_path / "front"
     config = configure(tmp_path, backend, bind=f"unix:{path}", **settings)
-    complains(config, named)
+    fails_to_start(config, named)
     assert not path.exists()
 
 
-def test_a_port_in_use_ends_it(tmp_path: Path, backend: Backend) -> None:
+def test_a_port_in_use_prevents_the_start(tmp_path: Path, backend: Backend) -> None:
     path = tmp_path / "front"
     config = configure(tmp_path, backend, bind=[f"unix:{path}", backend.name])
-    complains(config, ["listener mx", f"bind = '{backend.name}'", "in use"])
+    fails_to_start(config, ["listener mx", f"bind = '{backend.name}'", "in use"])
     assert not path.exists()
 
 
-def test_a_unix_socket_in_use_ends_it(tmp_path: Path, backend: Backend) -> None:
+def test_a_unix_socket_in_use_prevents_the_start(
+    tmp_path: Path, backend: Backend
+) -> None:
     with closing(Backend(path=tmp_path / "front")) as other:
         config = configure(tmp_path, backend, bind=other.name)
-        complains(config, [f"bind = '{other.name}'", "in use"])
+        fails_to_start(config, [f"bind = '{other.name}'", "in use"])
         with connect(other.name), other.accept():
-            pass  # it is still there
+            pass  # the other process still listens
 
 
-def test_a_file_where_a_unix_socket_is_to_be_is_kept(
+def test_a_file_at_the_path_of_a_unix_socket_is_kept(
     tmp_path: Path, backend: Backend
 ) -> None:
     path = tmp_path / "front"
-    path.write_text("dear to somebody\n")
-    complains(configure(tmp_path, backend, bind=f"unix:{path}"), ["is no socket"])
-    assert path.read_text() == "dear to somebody\n"
+    path.write_text("a valuable file\n")
+    fails_to_start(
+        configure(tmp_path, backend, bind=f"unix:{path}"), ["is not a socket"]
+    )
+    assert path.read_text() == "a valuable file\n"
 
 
-def test_a_unix_path_that_is_too_long_ends_it(tmp_path: Path, backend: Backend) -> None:
+def test_a_unix_path_that_is_too_long_prevents_the_start(
+    tmp_path: Path, backend: Backend
+) -> None:
     path = tmp_path / ("x" * 120)
-    complains(configure(tmp_path, backend, bind=f"unix:{path}"), ["too long"])
+    fails_to_start(configure(tmp_path, backend, bind=f"unix:{path}"), ["too long"])
 
 
-def test_a_metrics_port_in_use_ends_it(tmp_path: Path, backend: Backend) -> None:
+def test_a_metrics_port_in_use_prevents_the_start(
+    tmp_path: Path, backend: Backend
+) -> None:
     path = tmp_path / "front"
     (tmp_path / "haproxy_hosts").write_text("")
     extra = f'[metrics]\nbind = "{backend.name}"\n'
     config = write_config(tmp_path, [listener(backend, bind=f"unix:{path}")], extra)
-    complains(config, [f"metrics.bind = '{backend.name}'", "in use"])
+    fails_to_start(config, [f"metrics.bind = '{backend.name}'", "in use"])
     assert not path.exists()
 
 
-def test_a_configuration_that_is_missing_ends_it(tmp_path: Path) -> None:
-    complains(tmp_path / "nowhere.toml", ["No such file"])
+def test_a_missing_configuration_prevents_the_start(tmp_path: Path) -> None:
+    fails_to_start(tmp_path / "nowhere.toml", ["No such file"])
 
 
-def complains(config: Path, named: list[str]) -> None:
-    """Check that the shim ends with the one complaint, which names the file and these."""
+def fails_to_start(config: Path, named: list[str]) -> None:
+    """Check that the shim ends with one message, which contains the file and *named*."""
     shim = Process(config)
     try:
         assert shim.wait() == EX_CONFIG
-        (complaint,) = shim.lines.since()
+        (message,) = shim.lines.since()
         for text in (f"proxyshim: {config}: ", *named):
-            assert text in complaint
+            assert text in message
     finally:
         shim.kill()
 
 
 # Sockets that systemd passes.
 
-# What systemd does: the sockets from 3 on, and who they are for.
+# Do what systemd does: pass sockets as descriptors from 3 on, and name their recipient.
 PASS = """
 import os, sys
 first, names, *argv = sys.argv[1:]
@@ -267,7 +277,7 @@ os.execv(sys.executable, [sys.executable, "-m", "proxyshim", "run", "-c", *argv]
 
 
 def activated(config: Path, names: str, *socks: socket.socket) -> Process:
-    """Start a shim that is passed these sockets."""
+    """Start a shim and pass it these sockets."""
     fds = [sock.fileno() for sock in socks]
     passed = ",".join(map(str, fds))
     argv = [sys.executable, "-c", PASS, passed, names]
@@ -275,7 +285,7 @@ def activated(config: Path, names: str, *socks: socket.socket) -> Process:
 
 
 def listening(family: int = socket.AF_INET, address: object = None) -> socket.socket:
-    """Listen as a socket unit would."""
+    """Return a listening socket, as a socket unit opens it."""
     sock = socket.socket(family)
     host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
     sock.bind(address or (host, 0))  # type: ignore[arg-type]
@@ -308,7 +318,7 @@ def test_passed_sockets_are_served_by_name(tmp_path: Path, backend: Backend) -> 
                 assert mta.introduce() == XCLIENT
         shim.signal(signal.SIGTERM)
         assert shim.wait() == 0
-        assert path.exists()  # it is systemd's
+        assert path.exists()  # it belongs to systemd
 
 
 def test_sockets_of_one_name_are_all_served(tmp_path: Path, backend: Backend) -> None:
@@ -324,7 +334,7 @@ def test_sockets_of_one_name_are_all_served(tmp_path: Path, backend: Backend) ->
         assert len(shim.events("listener_opened")) == 2
 
 
-def test_a_passed_socket_that_nobody_names_is_reported(
+def test_a_passed_socket_that_no_listener_names_is_reported(
     tmp_path: Path, backend: Backend
 ) -> None:
     config = configure(tmp_path, backend)
@@ -334,7 +344,7 @@ def test_a_passed_socket_that_nobody_names_is_reported(
 
 
 @pytest.mark.parametrize("names", ["another", "wrong-process"])
-def test_a_socket_that_was_not_passed_ends_it(
+def test_a_socket_that_was_not_passed_prevents_the_start(
     tmp_path: Path, backend: Backend, names: str
 ) -> None:
     config = configure(tmp_path, backend, bind="systemd:smtp")
@@ -342,23 +352,23 @@ def test_a_socket_that_was_not_passed_ends_it(
         shim = activated(config, names, smtp)
         try:
             assert shim.wait() == EX_CONFIG
-            (complaint,) = shim.lines.since()
-            assert "bind = 'systemd:smtp'" in complaint
+            (message,) = shim.lines.since()
+            assert "bind = 'systemd:smtp'" in message
             known = "another" if names == "another" else "none"
-            assert f"(passed: {known})" in complaint
+            assert f"(passed: {known})" in message
         finally:
             shim.kill()
 
 
-# Out of file descriptors: whoever is there is served, and who comes hears why not.
+# Out of file descriptors: open sessions are served, and new clients are answered with 421.
 
 
-def test_without_descriptors_clients_are_put_off_until_there_are_some(
+def test_without_descriptors_clients_are_shed_until_there_are_some(
     tmp_path: Path, backend: Backend
 ) -> None:
     with ExitStack() as cleanup:
         shim = cleanup.enter_context(Process(configure(tmp_path, backend)))
-        # The first one brings what all sessions share.
+        # The first one opens what all sessions share.
         sessions = [open_session(shim, backend, cleanup)]
         shim.leave_descriptors(4)
         sessions += [open_session(shim, backend, cleanup) for _ in range(2)]
@@ -368,7 +378,7 @@ def test_without_descriptors_clients_are_put_off_until_there_are_some(
         shed = shim.wait_event("connection_shed")
         assert (shed["level"], shed["reason"]) == ("error", "out_of_descriptors")
         assert shed["sessions"] == 3
-        client, mta = sessions[0]  # who is there is served
+        client, mta = sessions[0]  # open sessions are served
         used = shim.cpu_s()
         assert client.is_silent(1.0)
         assert shim.cpu_s() - used < 0.2  # it does not spin
@@ -388,7 +398,7 @@ def test_without_descriptors_clients_are_put_off_until_there_are_some(
 def test_without_even_the_reserve_connections_wait(
     tmp_path: Path, backend: Backend
 ) -> None:
-    """What takes it may be another thread, or a limit that was lowered meanwhile."""
+    """The reserve is lost to another thread, or to a limit that was lowered."""
     with ExitStack() as cleanup:
         shim = cleanup.enter_context(Process(configure(tmp_path, backend)))
         sessions = [open_session(shim, backend, cleanup) for _ in range(3)]
@@ -406,10 +416,12 @@ def test_without_even_the_reserve_connections_wait(
         assert len(sessions) == 3
 
 
-# A log that nobody reads any more.
+# A log whose reader has gone.
 
 
-def test_a_log_that_was_closed_harms_nobody(tmp_path: Path, backend: Backend) -> None:
+def test_a_closed_log_does_not_stop_the_service(
+    tmp_path: Path, backend: Backend
+) -> None:
     config = configure(tmp_path, backend, bind=f"unix:{tmp_path}/front")
     reading, writing = os.pipe()
     redirect = (

@@ -1,4 +1,4 @@
-"""A reload: what changes, what says that it needs a restart, and that it is all or nothing."""
+"""A reload: what it changes, what it reports as needing a restart, and that it is atomic."""
 
 import json
 from collections.abc import Mapping
@@ -30,26 +30,26 @@ def another_listener(name: str, backend: Backend, bind: str = "127.0.0.1:0") -> 
     )
 
 
-def needed(rig: Rig, count: int = 1) -> list[str]:
-    """Return what the *count*-th complaint says needs a restart."""
+def keys_needing_restart(rig: Rig, count: int = 1) -> list[str]:
+    """Return the keys that the *count*-th warning names."""
     event: Mapping[str, Any] = rig.events.wait("restart_needed", count=count)
     assert event["level"] == "warning"
     return list(event["keys"])
 
 
-def test_a_listener_that_is_new_needs_a_restart_and_harms_nobody(rig: Rig) -> None:
+def test_a_new_listener_needs_a_restart_and_does_no_harm(rig: Rig) -> None:
     change(rig, "[[listener]]", another_listener("new", rig.backend) + "\n[[listener]]")
     rig.shim.reload()
-    assert needed(rig) == ["listener"]
+    assert keys_needing_restart(rig) == ["listener"]
     rig.events.wait("config_reloaded")
     rig.pair(v1())
     assert set(rig.shim.server.metrics._allowlists) == {"mx"}
 
 
-def test_a_listener_that_is_gone_needs_a_restart_and_is_served_on(rig: Rig) -> None:
+def test_a_removed_listener_needs_a_restart_and_is_still_served(rig: Rig) -> None:
     change(rig, 'name = "mx"', 'name = "renamed"')
     rig.shim.reload()
-    assert needed(rig) == ["listener"]
+    assert keys_needing_restart(rig) == ["listener"]
     rig.pair(v1())
 
 
@@ -65,7 +65,7 @@ def test_a_listener_that_is_gone_needs_a_restart_and_is_served_on(rig: Rig) -> N
         ("[[listener]]", "[dns]\nmax_cached = 1\n[[listener]]", "dns"),
     ],
 )  # fmt: skip
-def test_what_stays_as_it_was_is_named_until_there_is_a_restart(
+def test_every_reload_names_the_keys_that_need_a_restart(
     rig_with: OpenRig, was: str, now: str, key: str
 ) -> None:
     rig = rig_with(extra=METRICS)
@@ -73,9 +73,9 @@ def test_what_stays_as_it_was_is_named_until_there_is_a_restart(
     change(rig, was, now)
     for count in (1, 2):
         rig.shim.reload()
-        assert needed(rig, count) == [key]
+        assert keys_needing_restart(rig, count) == [key]
     rig.shim.config.write_text(before)
-    rig.shim.reload()  # as it was started: nothing to complain of
+    rig.shim.reload()  # the configuration of the start again, so there is no warning
     rig.events.wait("config_reloaded", count=3)
     assert len(rig.events.find("restart_needed")) == 2
 
@@ -87,7 +87,7 @@ def test_settings_and_list_change_together_or_not_at_all(rig: Rig) -> None:
     change(rig, rig.backend.name, other.name)
     hosts.write_text(f"{STRANGER}\neverybody\n")
     with pytest.raises(ConfigError):
-        load(rig.shim.config)  # what SIGHUP does first
+        load(rig.shim.config)  # SIGHUP loads the file first, too
     rig.pair(v1())
     hosts.write_text(f"{STRANGER}\n")
     rig.shim.reload()
@@ -97,7 +97,7 @@ def test_settings_and_list_change_together_or_not_at_all(rig: Rig) -> None:
     proxy.expect(GREETING)
 
 
-def test_a_session_keeps_what_it_began_with(rig_with: OpenRig) -> None:
+def test_an_open_session_keeps_its_configuration(rig_with: OpenRig) -> None:
     rig = rig_with(drain_timeout_s=0.1)
     client, mta = rig.relaxed_pair(v1())
     change(rig, "haproxy_hosts = ", "#haproxy_hosts = ")
@@ -108,7 +108,7 @@ def test_a_session_keeps_what_it_began_with(rig_with: OpenRig) -> None:
     client.expect(b"250 ok\r\n")
 
 
-def test_the_age_of_the_list_is_that_of_the_reload(rig: Rig) -> None:
+def test_a_reload_updates_the_age_of_the_list(rig: Rig) -> None:
     _, read_at = rig.shim.server.metrics._allowlists["mx"]
     rig.shim.config.with_name("haproxy_hosts").write_text("127.0.0.2\n127.0.0.3\n")
     rig.shim.reload()

@@ -1,4 +1,4 @@
-"""What the service manager hears: ready, reloading, stopping, how we are, and that we live."""
+"""Notifications to the service manager: ready, reloading, stopping, status and watchdog."""
 
 import itertools
 import os
@@ -33,7 +33,7 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
 def start(
     tmp_path: Path, backend: Backend, manager: Manager, **environment: str
 ) -> Process:
-    """Run a shim that a manager started."""
+    """Start a shim as the manager does."""
     config = configure(tmp_path, backend, drain_timeout_s=LIMIT_S)
     return Process(config, environment={**manager.environment, **environment})
 
@@ -41,18 +41,18 @@ def start(
 # Ready.
 
 
-def test_ready_is_said_when_it_serves(
+def test_ready_is_sent_when_the_shim_serves(
     tmp_path: Path, backend: Backend, manager: Manager
 ) -> None:
     with start(tmp_path, backend, manager) as shim:
-        said = manager.wait_for("READY")
-        assert said == {"READY": "1", "STATUS": "Serving, 0 sessions"}
-        assert manager.messages == [said]  # the first word
+        message = manager.wait_for("READY")
+        assert message == {"READY": "1", "STATUS": "Serving, 0 sessions"}
+        assert manager.messages == [message]  # it is the first message
         with connect(shim.address, STRANGER), backend.accept() as mta:
             mta.introduce()
 
 
-def test_an_abstract_socket_will_do(tmp_path: Path, backend: Backend) -> None:
+def test_an_abstract_socket_can_be_used(tmp_path: Path, backend: Backend) -> None:
     manager = Manager(f"@proxyshim-test-{os.getpid()}-{time.monotonic_ns()}")
     try:
         with start(tmp_path, backend, manager):
@@ -61,7 +61,7 @@ def test_an_abstract_socket_will_do(tmp_path: Path, backend: Backend) -> None:
         manager.close()
 
 
-def test_a_manager_that_is_gone_harms_nobody(
+def test_a_vanished_manager_does_no_harm(
     tmp_path: Path, backend: Backend, manager: Manager
 ) -> None:
     with start(tmp_path, backend, manager, **WATCHDOG) as shim:
@@ -73,7 +73,9 @@ def test_a_manager_that_is_gone_harms_nobody(
         assert shim.wait() == 0
 
 
-def test_what_is_no_socket_name_is_ignored(tmp_path: Path, backend: Backend) -> None:
+def test_an_unsupported_socket_name_is_ignored(
+    tmp_path: Path, backend: Backend
+) -> None:
     environment = {"NOTIFY_SOCKET": "vsock:2:1234", "WATCHDOG_USEC": "soon"}
     with Process(configure(tmp_path, backend), environment=environment) as shim:
         shim.signal(signal.SIGTERM)
@@ -84,7 +86,7 @@ def test_what_is_no_socket_name_is_ignored(tmp_path: Path, backend: Backend) -> 
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["good", "broken"])
-def test_a_reload_has_a_beginning_and_an_end(
+def test_a_reload_is_reported_at_its_beginning_and_end(
     tmp_path: Path, backend: Backend, manager: Manager, broken: bool
 ) -> None:
     with start(tmp_path, backend, manager) as shim:
@@ -106,7 +108,7 @@ def test_a_reload_has_a_beginning_and_an_end(
 # Stopping.
 
 
-def test_stopping_is_said_and_how_many_are_left(
+def test_stopping_is_reported_with_the_sessions_left(
     tmp_path: Path, backend: Backend, manager: Manager
 ) -> None:
     with ExitStack() as cleanup:
@@ -115,11 +117,11 @@ def test_stopping_is_said_and_how_many_are_left(
         begin_content(client, mta)
         manager.wait(lambda m: m.get("STATUS") == "Serving, 1 sessions")
         shim.signal(signal.SIGTERM)
-        said = manager.wait_for("STOPPING")
-        assert said == {"STOPPING": "1", "STATUS": "Draining, 1 sessions left"}
-        # The watchdog does not bite meanwhile.
-        fed = [manager.wait_for("WATCHDOG") for _ in range(3)]
-        assert {each["STATUS"] for each in fed} == {"Draining, 1 sessions left"}
+        message = manager.wait_for("STOPPING")
+        assert message == {"STOPPING": "1", "STATUS": "Draining, 1 sessions left"}
+        # The watchdog does not fire during the drain.
+        heartbeats = [manager.wait_for("WATCHDOG") for _ in range(3)]
+        assert {each["STATUS"] for each in heartbeats} == {"Draining, 1 sessions left"}
         client.send(b"hello\r\n.\r\n")
         mta.expect(b"hello\r\n.\r\n")
         mta.send(QUEUED)
@@ -132,7 +134,7 @@ def test_stopping_is_said_and_how_many_are_left(
 # The watchdog.
 
 
-def test_the_watchdog_is_fed_twice_as_often_as_it_asks(
+def test_a_heartbeat_is_sent_twice_per_watchdog_interval(
     tmp_path: Path, backend: Backend, manager: Manager
 ) -> None:
     with start(tmp_path, backend, manager, **WATCHDOG):
@@ -144,14 +146,14 @@ def test_the_watchdog_is_fed_twice_as_often_as_it_asks(
         assert all(0.5 * WATCHDOG_S / 2 < each < WATCHDOG_S for each in took)
 
 
-def test_somebody_elses_watchdog_is_not_fed(
+def test_the_watchdog_of_another_process_gets_no_heartbeat(
     tmp_path: Path, backend: Backend, manager: Manager
 ) -> None:
     with start(tmp_path, backend, manager, **WATCHDOG, WATCHDOG_PID="1"):
         assert manager.lacks("WATCHDOG", for_s=2 * WATCHDOG_S)
 
 
-# A shim whose loop hangs for a while when it gets SIGUSR2.
+# A shim whose event loop hangs for four seconds after SIGUSR2.
 HANGS = """
 import sys, time
 from proxyshim import cli, metrics
@@ -173,7 +175,7 @@ def get(address: str, path: str) -> int:
         connection.close()
 
 
-def test_a_loop_that_hangs_feeds_no_watchdog_and_is_not_live(
+def test_a_hanging_loop_sends_no_heartbeat_and_is_not_live(
     tmp_path: Path, backend: Backend, manager: Manager
 ) -> None:
     metrics = '[metrics]\nbind = "127.0.0.1:0"\n'

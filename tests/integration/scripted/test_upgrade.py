@@ -1,4 +1,4 @@
-"""Upgrade in place: a successor on the same sockets, and who is in charge when it fails."""
+"""Upgrade in place: a successor takes over, or the old process serves again if it fails."""
 
 import os
 import select
@@ -33,7 +33,7 @@ BYE = b"221 2.0.0 bye\r\n"
 SHUTTING_DOWN = b"421 4.3.2 Service shutting down, try again later\r\n"
 EX_CONFIG = 78
 
-# Waits a second for its successor, and is a successor that is never ready.
+# A program that waits one second for its successor, and that is never ready as a successor.
 HANGS = """
 import os, signal, sys
 from proxyshim import cli
@@ -47,19 +47,19 @@ cli.main()
 
 
 class Other:
-    """A process that is not our child: the successor."""
+    """A process that is not a child of the test, such as a successor."""
 
     def __init__(self, pid: int) -> None:
-        """Take hold of it; it is ended with the block."""
+        """Refer to a process; leaving the ``with`` block ends it."""
         self.pid = pid
         self._descriptor = os.pidfd_open(pid)
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Return itself."""
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """End it however that works."""
+        """Kill it if it is still running."""
         if not self.has_ended(0):
             self.signal(signal.SIGKILL)
             assert self.has_ended(LIMIT_S)
@@ -70,13 +70,13 @@ class Other:
         signal.pidfd_send_signal(self._descriptor, number)
 
     def has_ended(self, within_s: float = LIMIT_S) -> bool:
-        """Wait; tell whether it is gone."""
+        """Wait up to *within_s*; return True if it has ended."""
         return bool(select.select([self._descriptor], [], [], within_s)[0])
 
 
 @dataclass
 class Service:
-    """A shim with everything that listens, its mail server and its manager."""
+    """A shim with every kind of listening socket, its backend and its service manager."""
 
     shim: Process
     manager: Manager
@@ -85,12 +85,12 @@ class Service:
     opened: ExitStack
 
     def upgrade(self) -> Other:
-        """Have a successor take over; return it."""
+        """Let a successor take over; return it."""
         self.shim.signal(signal.SIGUSR2)
-        return self.heir(1)
+        return self.successor(1)
 
-    def heir(self, number: int) -> Other:
-        """Return the *number*-th successor that everything was handed over to."""
+    def successor(self, number: int) -> Other:
+        """Return the *number*-th successor that took over."""
         event = self.shim.wait_event("upgrade_handed_over", number=number)
         return self.opened.enter_context(Other(event["successor"]))
 
@@ -106,12 +106,12 @@ class Service:
         return client
 
     def finish_content(self, client: Wire) -> None:
-        """End the message, and take its answer."""
+        """End the message and receive the reply."""
         client.send(b"\r\nhello\r\n.\r\n")
         client.expect(b"250 2.0.0 accepted\r\n")
 
     def serves_smtp(self) -> bool:
-        """Tell whether clients and, on the unix socket, proxies are greeted."""
+        """Return True if it greets clients and, on the unix socket, proxies."""
         with (
             connect(self.shim.address, STRANGER) as client,
             connect(f"unix:{self.unix}") as proxy,
@@ -122,7 +122,7 @@ class Service:
             )
 
     def sessions_shown(self) -> float:
-        """Return how many sessions the metrics know of."""
+        """Return the number of sessions in the metrics."""
         address = self.shim.wait_event("metrics_opened")["address"]
         connection = HTTPConnection(address, timeout=LIMIT_S)
         try:
@@ -137,8 +137,8 @@ class Service:
         ]
         return float(line.split()[1])
 
-    def agent_says(self) -> bytes:
-        """Ask as HAProxy's agent check does."""
+    def agent_answer(self) -> bytes:
+        """Return the answer to an agent check."""
         with connect(self.shim.wait_event("agent_opened")["address"], LISTED) as check:
             return check.end()
 
@@ -147,7 +147,7 @@ class Service:
 def a_service(
     directory: Path, code: str | None = None, **environment: str
 ) -> Iterator[Service]:
-    """Start one; *code* is run in place of the program."""
+    """Start a service; *code* replaces the program."""
     (directory / "haproxy_hosts").write_text(f"{LISTED}\n")
     unix = directory / "front"
     with ExitStack() as cleanup:
@@ -184,51 +184,53 @@ def service(tmp_path: Path) -> Iterator[Service]:
         yield running
 
 
-# All goes well.
+# A successful upgrade.
 
 
-def test_a_successor_takes_over_and_the_old_one_finishes(service: Service) -> None:
+def test_a_successor_takes_over_and_the_old_process_finishes(service: Service) -> None:
     with Hammer(service.shim.address) as hammer:
         client = service.begin_content("<old@test>")
-        heir = service.upgrade()
+        successor = service.upgrade()
         hammer.wait_for_more(20)
-        service.finish_content(client)  # the old one serves it to its end
+        service.finish_content(client)  # the old process serves it to its end
         client.send(b"QUIT\r\n")
         client.expect(BYE)
         client.close()
-        assert service.manager.wait_for("MAINPID")["MAINPID"] == str(heir.pid)
+        assert service.manager.wait_for("MAINPID")["MAINPID"] == str(successor.pid)
         assert service.shim.exit_code() == 0
         hammer.wait_for_more(20)
         assert service.unix.is_socket()
         assert service.serves_smtp()
-        assert service.agent_says() == b"up ready\n"
+        assert service.agent_answer() == b"up ready\n"
         assert service.sessions_shown() <= 1
     assert (hammer.refused, hammer.lost) == (0, [])
     assert hammer.slowest_s < 2.0
-    heir.signal(signal.SIGTERM)
-    assert heir.has_ended()
+    successor.signal(signal.SIGTERM)
+    assert successor.has_ended()
     assert not service.unix.exists()
     assert service.shim.events("upgrade_failed") == []
 
 
-def test_who_asks_how_it_is_hears_of_the_successor_alone(service: Service) -> None:
+def test_metrics_and_agent_checks_come_from_the_successor_alone(
+    service: Service,
+) -> None:
     service.begin_content("<old@test>")
     assert service.sessions_shown() == 1
     service.upgrade()
     assert {service.sessions_shown() for _ in range(10)} == {0}
-    assert {service.agent_says() for _ in range(10)} == {b"up ready\n"}
-    service.shim.signal(signal.SIGTERM)  # a drain of the old one is not the service's
+    assert {service.agent_answer() for _ in range(10)} == {b"up ready\n"}
+    service.shim.signal(signal.SIGTERM)  # it drains the old process and not the service
     service.shim.wait_event("drain_started")
-    assert {service.agent_says() for _ in range(10)} == {b"up ready\n"}
+    assert {service.agent_answer() for _ in range(10)} == {b"up ready\n"}
     assert {service.sessions_shown() for _ in range(10)} == {0}
 
 
-def test_the_successor_is_as_good_as_the_first(service: Service) -> None:
-    heir = service.upgrade()
-    assert service.shim.exit_code() == 0  # nobody was there
-    heir.signal(signal.SIGUSR2)
-    second = service.heir(2)
-    assert heir.has_ended()
+def test_a_successor_can_be_upgraded_and_reloaded(service: Service) -> None:
+    successor = service.upgrade()
+    assert service.shim.exit_code() == 0  # it had no sessions
+    successor.signal(signal.SIGUSR2)
+    second = service.successor(2)
+    assert successor.has_ended()
     assert service.serves_smtp()
     second.signal(signal.SIGHUP)
     service.shim.wait_event("config_reloaded")
@@ -236,7 +238,9 @@ def test_the_successor_is_as_good_as_the_first(service: Service) -> None:
     assert second.has_ended()
 
 
-def test_a_change_of_the_sockets_comes_with_the_successor(service: Service) -> None:
+def test_a_successor_opens_the_sockets_of_the_new_configuration(
+    service: Service,
+) -> None:
     unix = service.unix.with_name("another")
     text = service.config.read_text()
     service.config.write_text(text.replace(f"unix:{service.unix}", f"unix:{unix}"))
@@ -254,7 +258,9 @@ def test_a_change_of_the_sockets_comes_with_the_successor(service: Service) -> N
 # One at a time.
 
 
-def test_a_second_one_is_refused_while_the_old_one_lives(service: Service) -> None:
+def test_a_second_upgrade_is_refused_while_the_old_process_lives(
+    service: Service,
+) -> None:
     client = service.begin_content("<old@test>")
     service.upgrade()
     service.shim.signal(signal.SIGUSR2)
@@ -269,7 +275,7 @@ def test_a_second_one_is_refused_while_the_old_one_lives(service: Service) -> No
 
 
 @pytest.mark.parametrize("fault", ["not TOML", "a port in use"])
-def test_one_that_can_not_start_leaves_the_old_one_in_charge(
+def test_a_successor_that_cannot_start_leaves_the_old_process_serving(
     service: Service, fault: str
 ) -> None:
     text = service.config.read_text()
@@ -282,8 +288,8 @@ def test_one_that_can_not_start_leaves_the_old_one_in_charge(
         assert (failed["status"], failed["took_over"]) == (EX_CONFIG, False)
         assert failed["level"] == "error"
         hammer.wait_for_more()
-        assert service.serves_smtp()  # its unix socket is still there
-        service.config.write_text(text)  # and when it is mended
+        assert service.serves_smtp()  # also on its unix socket
+        service.config.write_text(text)  # and when it is correct again
         service.upgrade()
         assert service.shim.exit_code() == 0
         hammer.wait_for_more()
@@ -291,7 +297,9 @@ def test_one_that_can_not_start_leaves_the_old_one_in_charge(
     assert (hammer.refused, hammer.lost) == (0, [])
 
 
-def test_one_that_is_never_ready_leaves_the_old_one_in_charge(tmp_path: Path) -> None:
+def test_a_successor_that_is_never_ready_leaves_the_old_process_serving(
+    tmp_path: Path,
+) -> None:
     with a_service(tmp_path, HANGS) as service, Hammer(service.shim.address) as hammer:
         service.shim.signal(signal.SIGUSR2)
         service.shim.wait_event("upgrade_started")
@@ -304,43 +312,43 @@ def test_one_that_is_never_ready_leaves_the_old_one_in_charge(tmp_path: Path) ->
     assert (hammer.refused, hammer.lost) == (0, [])
 
 
-def test_one_that_is_killed_is_followed_by_the_old_one(service: Service) -> None:
-    """Nobody but us would notice: the service manager is not its parent."""
+def test_the_old_process_takes_over_from_a_killed_successor(service: Service) -> None:
+    """Only the old process can notice, because the manager is not the parent."""
     with Hammer(service.shim.address) as hammer:
         client = service.begin_content("<old@test>")
-        heir = service.upgrade()
+        successor = service.upgrade()
         hammer.wait_for_more()
-        heir.signal(signal.SIGKILL)
+        successor.signal(signal.SIGKILL)
         failed = service.shim.wait_event("upgrade_failed")
         assert (failed["status"], failed["took_over"]) == (-signal.SIGKILL, True)
         hammer.wait_for_more()
         assert service.serves_smtp()
         assert service.sessions_shown() >= 1
-        assert service.agent_says() == b"up ready\n"
+        assert service.agent_answer() == b"up ready\n"
         service.finish_content(client)
         client.close()
-        # In charge again: it does not end with its last old session, and may try again.
+        # It serves again, so it does not exit after its last old session and can upgrade again.
         service.shim.signal(signal.SIGUSR2)
-        second = service.heir(2)
+        second = service.successor(2)
         assert service.manager.wait_for("MAINPID")["MAINPID"] == str(second.pid)
         assert service.shim.exit_code() == 0
         hammer.wait_for_more()
     assert hammer.refused == 0
-    assert len(hammer.lost) <= 1  # the connection that was killed
+    assert len(hammer.lost) <= 1  # the one that the killed process served
 
 
-def test_one_that_hangs_is_ended_and_followed_by_the_old_one(tmp_path: Path) -> None:
+def test_the_old_process_takes_over_from_a_hanging_successor(tmp_path: Path) -> None:
     with a_service(tmp_path, WATCHDOG_USEC="1000000") as service:
         client = service.begin_content("<old@test>")
-        heir = service.upgrade()
-        heir.signal(signal.SIGSTOP)
+        successor = service.upgrade()
+        successor.signal(signal.SIGSTOP)
         failed = service.shim.wait_event("upgrade_failed")
         assert (failed["status"], failed["took_over"]) == (-signal.SIGABRT, True)
         assert service.serves_smtp()
         service.finish_content(client)
 
 
-# SIGHUP and SIGTERM meanwhile.
+# SIGHUP and SIGTERM during an upgrade.
 
 
 def test_a_reload_is_passed_on_to_the_successor(service: Service) -> None:
@@ -355,7 +363,7 @@ def test_a_reload_is_passed_on_to_the_successor(service: Service) -> None:
     assert len(service.shim.events("config_reloaded")) == 1
 
 
-def test_the_old_one_may_be_told_to_drain(service: Service) -> None:
+def test_sigterm_drains_the_old_process_alone(service: Service) -> None:
     client = service.begin_content("<old@test>")
     idle = service.opened.enter_context(connect(service.shim.address, STRANGER))
     assert idle.line().startswith(b"220 ")
@@ -368,12 +376,12 @@ def test_the_old_one_may_be_told_to_drain(service: Service) -> None:
     assert service.serves_smtp()
 
 
-def test_a_stop_of_the_successor_is_one_of_the_service(service: Service) -> None:
-    """What the old one has left is drained, too, not taken over for good."""
+def test_a_stop_of_the_successor_stops_the_service(service: Service) -> None:
+    """The old process drains its sessions, too, instead of taking over."""
     client = service.begin_content("<old@test>")
-    heir = service.upgrade()
-    heir.signal(signal.SIGTERM)
-    assert heir.has_ended()
+    successor = service.upgrade()
+    successor.signal(signal.SIGTERM)
+    assert successor.has_ended()
     service.finish_content(client)
     assert client.last_words() == SHUTTING_DOWN
     assert service.shim.exit_code() == 0
@@ -388,9 +396,9 @@ def test_a_stop_before_the_successor_serves_ends_both(tmp_path: Path) -> None:
         client = service.begin_content("<old@test>")
         service.shim.signal(signal.SIGUSR2)
         pid = service.shim.wait_event("upgrade_started")["successor"]
-        with Other(pid) as heir:
+        with Other(pid) as successor:
             service.shim.signal(signal.SIGTERM)
-            assert heir.has_ended()
+            assert successor.has_ended()
             service.finish_content(client)
             assert client.last_words() == SHUTTING_DOWN
             assert service.shim.exit_code() == 0
