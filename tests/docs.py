@@ -118,7 +118,8 @@ def _read_blocks(path: Path, text: str) -> Iterator[Block]:
 @cache
 def documents() -> tuple[Document, ...]:
     """Return README, changelog and everything in docs/."""
-    paths = [ROOT / "README.md", ROOT / "CHANGELOG.md"]
+    names = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+    paths = [ROOT / name for name in names]
     paths += sorted((ROOT / "docs").rglob("*.md"))
     return tuple(read_document(path) for path in paths)
 
