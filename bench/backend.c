@@ -32,8 +32,8 @@
 
 struct connection {
     int fd;
-    int knows_client;   /* XCLIENT was used */
-    long long declared; /* of the message, by MAIL */
+    int knows_client;   /* XCLIENT has been used */
+    long long declared; /* size of the message, from MAIL */
     long long content;  /* bytes of content still to come */
     int held;           /* bytes of an unfinished line */
     char line[MAX_LINE];

@@ -259,7 +259,7 @@ def test_allow_plaintext_auth_offers_auth(site: Site) -> None:
 @pytest.mark.usefixtures("shim")
 @pytest.mark.parametrize("client", [CLIENT, CLIENT6])
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
-def test_login_and_mail_work(
+def test_login_and_mail_work_through_proxyshim(
     site: Site, dovecot: Dovecot, mechanism: str, client: str
 ) -> None:
     mark = dovecot.lines.mark()

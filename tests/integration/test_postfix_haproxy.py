@@ -384,7 +384,7 @@ def test_a_header_from_an_unlisted_peer_is_refused(
     assert [line[:3] for line in lines[:-1]] in ([], ["220"])
 
 
-def test_a_reload_lists_the_forgotten_proxy(site: Site) -> None:
+def test_a_reload_admits_a_newly_listed_proxy(site: Site) -> None:
     listener = Listener("mx", [f"{MAIL}:40"], site.backend("plain"))
     place = site.directory / "shim-reload"
     shim = Shim(site.mail, place, [listener], haproxy_hosts=[PROXY])

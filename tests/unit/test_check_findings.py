@@ -276,7 +276,7 @@ def test_a_good_backend_gets_only_ok_findings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["no-ipv6", "private-fails", "blocks-the-stranger"])
-def test_an_address_that_was_not_asked_as_is_not_reported_as_refused(
+def test_an_untested_address_is_not_reported_as_refused(
     name: str, tmp_path: Path
 ) -> None:
     asked = list(ROWS[name].as_client)

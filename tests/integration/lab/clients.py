@@ -98,7 +98,7 @@ class Conversation:
             self.sock.shutdown(socket.SHUT_WR)
 
     def reply(self) -> Reply:
-        """Read one reply, of however many lines; an empty one at the end of file."""
+        """Read one reply with all its lines; it is empty at the end of file."""
         lines = []
         while line := self._input.readline():
             lines.append(line)
