@@ -1,19 +1,20 @@
-# Each target works as the first command in a fresh clone: what it needs, it makes.
+# Each target works as the first command in a fresh clone, because it makes what it needs.
 
 PYTEST_ARGS =
 BENCH_ARGS =
 VENV = .venv/.made-from-the-lock
 
-.PHONY: help demo run test bench lint lock clean
+.PHONY: help demo run quick test bench lint lock clean
 
 help:
 	@echo "make demo   play four conversations through proxyshim and an embedded mail server"
-	@echo "make run    keep the same pair running, to play with, until Ctrl-C"
-	@echo "make test   all tests (PYTEST_ARGS='-k v2' for some of them)"
-	@echo "make bench  measure proxyshim beside nginx and HAProxy (BENCH_ARGS=--quick, --help)"
+	@echo "make run    keep the same pair running until Ctrl-C, so that you can try it"
+	@echo "make quick  lint, and the unit and property tests: no root, no Debian packages"
+	@echo "make test   all tests (PYTEST_ARGS='-k v2' runs some of them)"
+	@echo "make bench  compare proxyshim with nginx and HAProxy (BENCH_ARGS=--quick, --help)"
 	@echo "make lint   ruff, mypy, and systemd's check of the unit"
 	@echo "make lock   pin the newest versions in requirements/*.txt"
-	@echo "make clean  remove what the others made"
+	@echo "make clean  remove everything that the other targets made"
 
 demo: $(VENV)
 	@.venv/bin/proxyshim demo
@@ -21,13 +22,16 @@ demo: $(VENV)
 run: $(VENV)
 	@.venv/bin/proxyshim demo --serve
 
+quick: lint
+	@.venv/bin/pytest tests/unit tests/property $(PYTEST_ARGS)
+
 test: $(VENV)
 	@tools/install-test-packages
 	@.venv/bin/pytest $(PYTEST_ARGS)
 
 bench: $(VENV)
 	@tools/apt-install $$(sed -E '/^#|^$$/d; s/ .*//' bench/debian-packages.txt) || \
-	    echo "Going on without: what needs them is left out." >&2
+	    echo "Continuing without them; the parts that need them are left out." >&2
 	@.venv/bin/python -m bench $(BENCH_ARGS)
 
 lint: $(VENV)
@@ -45,7 +49,7 @@ clean:
 	@rm -rf .venv .cache dist
 	@find proxyshim tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Rebuilt from nothing when the lock changes, so that nothing unlocked stays in it.
+# Rebuilt from scratch when the lock changes, so that no unlocked package stays in it.
 $(VENV): requirements/dev.txt
 	@tools/make-venv
 	@touch $@

@@ -1,4 +1,4 @@
-"""The benchmark: proxyshim beside nginx's mail proxy and HAProxy, in one run.
+"""The benchmark: proxyshim compared with nginx's mail proxy and HAProxy, in one run.
 
-``make bench`` runs it; docs/explanation/performance.md says what is measured and how.
+``make bench`` runs it.  docs/explanation/performance.md explains what it measures and how.
 """

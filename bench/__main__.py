@@ -1,4 +1,4 @@
-"""Measure proxyshim beside nginx and HAProxy: ``python -m bench``, or ``make bench``."""
+"""Compare proxyshim with nginx and HAProxy: ``python -m bench``, or ``make bench``."""
 
 import argparse
 import json
@@ -18,26 +18,29 @@ PARTS = ("rounds", "memory", "beside-idle", "allowlist", "postfix")
 def _read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bench",
-        description="Measure proxyshim beside nginx's mail proxy and HAProxy.",
+        description="Compare proxyshim with nginx's mail proxy and HAProxy.",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="half a minute, to see that it works"
+        "--quick", action="store_true", help="take half a minute, to see that it works"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples")
     parser.add_argument(
-        "--only", choices=PARTS, action="append", help="a part; may be repeated"
+        "--only",
+        choices=PARTS,
+        action="append",
+        help="measure this part only; may be repeated",
     )
     parser.add_argument(
         "--python",
         metavar="PATH",
         help="the Python that runs the shim, of the same minor version as .venv's"
-        " (default: /usr/bin/python3 where it is, else .venv's)",
+        " (default: /usr/bin/python3 if it fits, else .venv's)",
     )
     return parser.parse_args()
 
 
 def main() -> None:
-    """Run what was asked for and print it."""
+    """Run the requested parts and print the results."""
     arguments = _read_arguments()
     parts = arguments.only or PARTS
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -56,7 +59,7 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="proxyshim-bench-") as name:
         directory = Path(name)
-        directory.chmod(0o755)  # nginx's worker is another user
+        directory.chmod(0o755)  # nginx's worker runs as another user
         programs = compile_programs(directory)
         bench = Bench(programs, directory, kinds, plan)
         if "rounds" in parts:

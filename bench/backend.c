@@ -1,10 +1,9 @@
-/* A mail server that costs as little as one can: the backend of the benchmark.
+/* The backend of the benchmark: a mail server that costs as little as possible.
  *
- * It answers at once, stores nothing, and behaves towards XCLIENT as Postfix does: it is
- * offered until it was used.  It does not read content: the client must declare the exact
- * size (MAIL ... SIZE=n, RFC 1870, without the final dot), and so much is thrown away
- * inside the kernel.  Prints the port on 127.0.0.1 that it listens on, and runs until its
- * standard input ends.
+ * It answers at once, stores nothing, and handles XCLIENT as Postfix does: it offers it
+ * until it has been used.  It does not read content.  The client must declare the exact
+ * size (MAIL ... SIZE=n, RFC 1870, without the final dot), and the kernel discards that many
+ * bytes.  The program prints its port on 127.0.0.1, and runs until its standard input ends.
  */
 
 #define _GNU_SOURCE
@@ -27,16 +26,16 @@
 #define OFFER_END                                                              \
     "250-ENHANCEDSTATUSCODES\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n"              \
     "250 CHUNKING\r\n"
-#define END_OF_CONTENT 3 /* ".\r\n", behind the declared size */
+#define END_OF_CONTENT 3 /* ".\r\n", which the declared size does not include */
 #define MAX_LINE 1024
 #define MAX_REPLIES 8192
 
 struct connection {
     int fd;
-    int knows_client;   /* XCLIENT was used */
-    long long declared; /* of the message, by MAIL */
-    long long content;  /* octets of content still to come */
-    int held;           /* octets of an unfinished line */
+    int knows_client;   /* XCLIENT has been used */
+    long long declared; /* size of the message, from MAIL */
+    long long content;  /* bytes of content still to come */
+    int held;           /* bytes of an unfinished line */
     char line[MAX_LINE];
 };
 
@@ -66,7 +65,7 @@ static void answer_mail(struct connection *it, const char *line, struct replies 
     say(out, size ? "250 2.1.0 Ok\r\n" : "501 5.5.4 SIZE= is needed here\r\n");
 }
 
-/* Answers one command; returns 0 when the connection is to be closed. */
+/* Answers one command; returns 0 if the connection must be closed. */
 static int answer(struct connection *it, const char *line, struct replies *out)
 {
     if (is_verb(line, "EHLO")) {
@@ -100,7 +99,7 @@ static void skip_content(struct connection *it, long long octets, struct replies
         say(out, "250 2.0.0 Ok: queued as 4dNbenchQz1\r\n");
 }
 
-/* Reads what came; returns 0 when the connection is to be closed. */
+/* Reads the received bytes; returns 0 if the connection must be closed. */
 static int read_octets(struct connection *it, char *data, long length, struct replies *out)
 {
     while (length > 0) {
@@ -129,7 +128,7 @@ static int read_octets(struct connection *it, char *data, long length, struct re
     return 1;
 }
 
-/* Returns 0 when the connection is to be closed. */
+/* Returns 0 if the connection must be closed. */
 static int serve(struct connection *it)
 {
     static char buffer[65536];

@@ -1,4 +1,4 @@
-/* What load.c and backend.c share. */
+/* Functions that load.c and backend.c share. */
 
 #ifndef BENCH_COMMON_H
 #define BENCH_COMMON_H

@@ -1,4 +1,4 @@
-"""What the kernel says a process and its children have cost: time and memory."""
+"""What a process and its children cost, according to the kernel: time and memory."""
 
 import os
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ PROC = Path("/proc")
 class Cpu:
     """CPU time.
 
-    *total_us* is exact (schedstat).  How it divides is sampled by the kernel's tick, so it
-    is good over seconds only.
+    *total_us* is exact (schedstat).  The kernel's tick samples how it divides into user
+    and system time, so that division is reliable only over seconds.
     """
 
     total_us: float
@@ -20,7 +20,7 @@ class Cpu:
     system_ticks: int
 
     def since(self, before: "Cpu") -> "Cpu":
-        """Return what was used after *before*."""
+        """Return the time used since *before*."""
         return Cpu(
             self.total_us - before.total_us,
             self.user_ticks - before.user_ticks,
@@ -42,7 +42,7 @@ def cpu_of(pid: int) -> Cpu:
 
 
 def memory_octets(pid: int) -> int:
-    """Return the resident memory of a process and its children, shared pages divided."""
+    """Return the proportional set size of a process and its children, in bytes."""
     return 1024 * sum(_pss_kib(process) for process in _family(pid))
 
 
@@ -53,7 +53,7 @@ def open_descriptors(pid: int) -> int:
 
 def _family(pid: int) -> list[int]:
     found = [pid]
-    for process in found:  # grows as we go
+    for process in found:  # the list grows as we go
         children = PROC / str(process) / "task" / str(process) / "children"
         found += [int(child) for child in children.read_text().split()]
     return found

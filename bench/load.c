@@ -1,9 +1,10 @@
-/* SMTP clients behind a proxy: the load generator of the benchmark.
+/* The load generator of the benchmark: SMTP clients behind a proxy.
  *
- * Runs so many sessions, so many of them at a time, each beginning with a PROXY header (or with
- * nothing, or with an XCLIENT of its own) and each going through one script.  Prints one JSON object: how many went wrong, how long it
- * took, and the time to the greeting (from before connect() to the 220's line end).
- * With --hold the sessions stop at a point and stay open until standard input ends.
+ * Runs --sessions sessions, --at-once of them at a time.  Each sends a PROXY header first (or
+ * nothing, or EHLO and XCLIENT as a front door would) and follows the same script.  Prints
+ * one JSON object: the number of failed sessions, the time taken, and the times to the
+ * greeting (from before connect() to the line end of the 220).  With --hold the sessions
+ * stop at that point of the script and stay open until standard input ends.
  */
 
 #define _GNU_SOURCE
@@ -23,24 +24,24 @@
 
 #include "common.h"
 
-/* The client that the header names, and the address it connected to: documentation's. */
+/* The client and server addresses in the header are documentation addresses. */
 #define V1_HEADER "PROXY TCP4 198.51.100.7 192.0.2.25 40321 25\r\n"
 #define V2_HEADER                                                              \
     "\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c"                                     \
     "\xc6\x33\x64\x07\xc0\x00\x02\x19\x9d\x81\x00\x19"
-/* The same, said to the mail server as a front door would. */
+/* The same addresses, sent to the mail server as a front door would send them. */
 #define XCLIENT                                                                \
     "XCLIENT ADDR=198.51.100.7 PORT=40321 NAME=[UNAVAILABLE] "                 \
     "REVERSE_NAME=[UNAVAILABLE] DESTADDR=192.0.2.25 DESTPORT=25\r\n"
 #define LINE "What a message is made of: lines, of which none has more than seventy octets\r\n"
 #define END_OF_CONTENT ".\r\n"
-#define BIG 65536 /* from here on content is sent from pages, not copied */
+#define BIG 65536 /* content above this size is sent from a file, without copying */
 #define MAX_STEPS 256
 
 struct step {
     const char *text;
     size_t length;
-    int replies; /* to wait for before the next step */
+    int replies; /* number to wait for before the next step */
     int content;
 };
 
@@ -49,10 +50,10 @@ struct session {
     int step;
     int replies;       /* still to come in this step */
     int column;        /* in the reply line */
-    int wrong;         /* this line is no positive reply */
-    int last;          /* this line is a reply's last */
-    int blocked;       /* waits until it can send on */
-    size_t sent;       /* octets of this step */
+    int wrong;         /* this line is not a positive reply */
+    int last;          /* this line is the last of a reply */
+    int blocked;       /* waits until it can send more */
+    size_t sent;       /* bytes of this step */
     uint64_t began_us;
 };
 
@@ -99,16 +100,16 @@ static void add_text(const char *text, int replies)
     add_step(text, strlen(text), replies, 0);
 }
 
-/* Makes the content with its final dot, and QUIT behind it for a pipelining client. */
-static char *make_content(const char *behind, size_t *length)
+/* Makes the content with its final dot, followed by *next* (QUIT, if pipelining). */
+static char *make_content(const char *next, size_t *length)
 {
     size_t size = options.octets, at;
-    char *text = malloc(size + strlen(LINE) + strlen(END_OF_CONTENT) + strlen(behind) + 1);
+    char *text = malloc(size + strlen(LINE) + strlen(END_OF_CONTENT) + strlen(next) + 1);
     CHECK(text, "malloc");
     for (at = 0; at < size; at += strlen(LINE))
         memcpy(text + at, LINE, strlen(LINE));
     memcpy(text + size - 2, "\r\n", 2);
-    *length = (size_t)(stpcpy(stpcpy(text + size, END_OF_CONTENT), behind) - text);
+    *length = (size_t)(stpcpy(stpcpy(text + size, END_OF_CONTENT), next) - text);
     content_file = memfd_create("content", 0);
     CHECK(content_file >= 0, "memfd_create");
     CHECK(write(content_file, text, *length) == (ssize_t)*length, "write");
@@ -118,9 +119,9 @@ static char *make_content(const char *behind, size_t *length)
 static void write_script(void)
 {
     static char mail[256], rcpt[256], envelope[600];
-    const char *behind = options.pipelining ? "QUIT\r\n" : "";
+    const char *next = options.pipelining ? "QUIT\r\n" : "";
     size_t length;
-    char *content = make_content(behind, &length);
+    char *content = make_content(next, &length);
 
     snprintf(mail, sizeof mail, "MAIL FROM:<bench@example.net> SIZE=%zu\r\n", options.octets);
     snprintf(rcpt, sizeof rcpt, "RCPT TO:<%s>\r\n", options.recipient);
@@ -128,7 +129,7 @@ static void write_script(void)
     add_step(options.header, options.header_length, 1, 0); /* the greeting */
     if (options.xclient) {
         add_text("EHLO front.example\r\n", 1);
-        add_text(XCLIENT, 1); /* and the greeting that counts */
+        add_text(XCLIENT, 1); /* its reply is the greeting that we time */
     }
     greeting_step = steps - 1;
     if (options.messages || options.hold)
@@ -183,7 +184,7 @@ static void end_session(struct session *it, const char *problem)
         begin_session(it);
 }
 
-/* Sends on in the present step; returns 0 when the connection is lost. */
+/* Continues to send the current step; returns 0 if the connection is lost. */
 static int send_on(struct session *it)
 {
     struct step *now = &script[it->step];
@@ -208,7 +209,7 @@ static int send_on(struct session *it)
     return 1;
 }
 
-/* The replies of a step are in: goes to the next; returns 0 behind the last. */
+/* Goes to the next step after all replies of this one; returns 0 after the last step. */
 static int go_on(struct session *it)
 {
     if (it->step == greeting_step)
@@ -230,7 +231,7 @@ static int go_on(struct session *it)
     return 1;
 }
 
-/* Reads one octet of the replies; returns 1 at the end of a step, -1 at a wrong reply. */
+/* Reads one byte of the replies; returns 1 at the end of a step, -1 at a wrong reply. */
 static int read_octet(struct session *it, char octet)
 {
     if (it->column == 0)
@@ -299,7 +300,8 @@ static void print_result(uint64_t took_us)
            failed, held, (double)took_us / 1e6);
     printf("\"greeting_p50_us\": %u, \"greeting_p90_us\": %u, \"greeting_p99_us\": %u, ",
            quantile(0.5), quantile(0.9), quantile(0.99));
-    /* How many took up to so many microseconds, and longer than the entry before. */
+    /* Each entry: upper bound in microseconds, and number of sessions above the bound
+     * of the entry before. */
     printf("\"greeting_histogram\": [");
     for (int first = 1; at < greeted; upper *= 2) {
         int from = at;

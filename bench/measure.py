@@ -1,7 +1,7 @@
-"""The measurements.  Rounds are interleaved: one load on every peer, then the next load.
+"""The measurements.  In each round, each load runs on every peer before the next load.
 
-A machine's speed drifts, so what counts is a ratio between neighbours in time: medians
-over rounds of what was measured side by side.
+Machine speed drifts over time, so only ratios within a round mean something.  The report
+shows the median of these ratios over all rounds.
 """
 
 import os
@@ -28,7 +28,7 @@ from bench.programs import (
 )
 
 DIRECT = "direct"
-_SETTLE_S = 0.05  # after the last reply a peer still has connections to close
+_SETTLE_S = 0.05  # after the last reply, a peer still has to close connections
 _ALL_CLOSED_S = 60.0
 _WARM_UP = Load(200)
 
@@ -39,7 +39,7 @@ class Sample:
 
     load: Load
     result: LoadResult
-    cpu: Cpu | None  # of the peer; None without one
+    cpu: Cpu | None  # of the peer; None if the load ran without a peer
 
     @property
     def cpu_us(self) -> float:
@@ -49,12 +49,12 @@ class Sample:
 
     @property
     def sessions_per_s(self) -> float:
-        """Return the rate."""
+        """Return the number of sessions per second."""
         return self.load.sessions / self.result.seconds
 
     @property
     def content_octets(self) -> int:
-        """Return the octets of all messages."""
+        """Return the size of all messages together."""
         return self.load.sessions * self.load.messages * self.load.octets
 
 
@@ -77,13 +77,13 @@ class Held:
 
     @property
     def octets_left_each(self) -> float:
-        """Return what of it stays when the sessions are gone."""
+        """Return the memory per session that is not freed after the sessions."""
         return (self.after - self.before) / self.sessions
 
 
 @dataclass(slots=True)
 class Listed:
-    """What an allowlist costs."""
+    """The cost of an allowlist."""
 
     start_s: float
     memory: int
@@ -91,12 +91,12 @@ class Listed:
 
 
 class Bench:
-    """Peers, each in front of a fast backend, started when they are needed."""
+    """Runs the measurements.  Each peer has its own fast backend."""
 
     def __init__(
         self, programs: Programs, directory: Path, kinds: Sequence[Kind], plan: Plan
     ) -> None:
-        """Take what can be run."""
+        """Measure these *kinds* of peers; their files go into *directory*."""
         self.plan = plan
         self.kinds = kinds
         self._programs = programs
@@ -106,10 +106,10 @@ class Bench:
 
     @contextmanager
     def _backend(self) -> Iterator[int]:
-        """Run a backend; return its port.
+        """Run a backend; yield its port.
 
-        One for each peer: thousands of connections to one port make the kernel search for
-        a free port at our end, and that would count as the cost of the peer that connects.
+        Each peer has its own, because with thousands of connections to one port the kernel
+        has to search for a free local port.  That time would count as the cost of the peer.
         """
         argv = [*self._other_cpu, str(self._programs.backend)]
         with running_backend(argv) as port:
@@ -146,7 +146,7 @@ class Bench:
     # The rounds.
 
     def rounds(self) -> Samples:
-        """Run everything that is repeated, in turns."""
+        """Run every load that is repeated, in turns on all peers."""
         loads = {
             **self.plan.rows(),
             "bodies": self.plan.body(),
@@ -175,10 +175,10 @@ class Bench:
     # Idle sessions.
 
     def memory(self) -> dict[str, dict[str, Held]]:
-        """Hold idle sessions on a fresh peer each time; by load, then by peer."""
-        loads = {f"{n} behind RCPT": Load(n, hold="rcpt") for n in self.plan.held}
+        """Measure idle sessions, each time on a new peer; by load, then by peer."""
+        loads = {f"{n} after RCPT": Load(n, hold="rcpt") for n in self.plan.held}
         first = self.plan.held[0]
-        loads[f"{first} behind EHLO"] = Load(first, hold="ehlo")
+        loads[f"{first} after EHLO"] = Load(first, hold="ehlo")
         found: dict[str, dict[str, Held]] = {}
         for name, load in loads.items():
             progress(f"idle sessions: {name}")
@@ -196,7 +196,7 @@ class Bench:
             return Held(load.sessions, before, during, cost.memory_octets(peer.pid))
 
     def beside_idle(self) -> dict[int, dict[str, list[Sample]]]:
-        """Let sessions work while so many others are open."""
+        """Run sessions while others are open and idle."""
         load = Load(self.plan.sessions)
         found: dict[int, dict[str, list[Sample]]] = {}
         for open_besides in self.plan.open_besides:
@@ -214,7 +214,7 @@ class Bench:
     # The allowlist: the shim alone.
 
     def allowlist(self, python: Path) -> dict[int, Listed]:
-        """Start shims with lists of different lengths, and let the same load on each."""
+        """Start shims with lists of different lengths, and run the same load on each."""
         progress("allowlists")
         found = {}
         load = Load(self.plan.sessions, messages=0)
@@ -252,11 +252,11 @@ def _wait_until_closed(peer: Peer, descriptors: int) -> None:
         if time.monotonic() > deadline:
             raise SystemExit(f"{peer.name} keeps connections of sessions that are gone")
         time.sleep(_SETTLE_S)
-    time.sleep(1.0)  # for what a peer frees at its leisure
+    time.sleep(1.0)  # some peers free memory a little later
 
 
 def _pins() -> tuple[list[str], list[str]]:
-    """Return the command prefixes that give the peers a processor of their own."""
+    """Return command prefixes that pin the peers to one processor, the rest to another."""
     processors = sorted(os.sched_getaffinity(0))
     if len(processors) < 2 or shutil.which("taskset") is None:
         return [], []
@@ -267,5 +267,5 @@ def _pins() -> tuple[list[str], list[str]]:
 
 
 def progress(text: str) -> None:
-    """Say what is going on, where it does not mix with the result."""
+    """Print a progress line to stderr, apart from the results."""
     print(f"bench: {text}", file=sys.stderr, flush=True)

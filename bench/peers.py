@@ -1,8 +1,8 @@
-"""The programs that are compared: how each is set up, started and stopped.
+"""The programs that the benchmark compares: how each is set up, started and stopped.
 
-Each as fast as its manual allows without giving up its work: one worker process or thread,
-no log for the peers (the shim logs at info, as it does in service).  No names are looked up
-in the DNS, by any of them.
+Each is configured to be as fast as its manual allows while doing its full work: with one
+worker process or thread, and without a log (except the shim, which logs at info as it does
+in service).  None of them looks up names in the DNS.
 """
 
 import os
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
 NGINX_MAIL = Path("/usr/lib/nginx/modules/ngx_mail_module.so")
 START_S = 60.0
-# Below the range from which the kernel takes the ports of the many connections.
+# Below the range from which the kernel chooses the ports of outgoing connections.
 PORTS = range(20_000, 30_000)
 
 NGINX = """\
@@ -106,7 +106,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A peer as it can be started: writes its files, returns its command line."""
+    """A kind of peer.  *set_up* writes its files and returns its command line."""
 
     name: str
     set_up: Callable[[Path, int, int], Sequence[str]]
@@ -114,7 +114,7 @@ class Kind:
 
 
 def nginx() -> Kind | None:
-    """Return nginx's mail proxy, None where it is not installed."""
+    """Return nginx's mail proxy, or None if it is not installed."""
     program = shutil.which("nginx", path=SEARCH_PATH)
     if program is None or not NGINX_MAIL.exists():
         return None
@@ -131,7 +131,7 @@ def nginx() -> Kind | None:
 
 
 def haproxy() -> Kind | None:
-    """Return HAProxy in TCP mode, None where it is not installed."""
+    """Return HAProxy in TCP mode, or None if it is not installed."""
     program = shutil.which("haproxy", path=SEARCH_PATH)
     if program is None:
         return None
@@ -157,10 +157,10 @@ def proxyshim(python: Path, allowlist: Sequence[str] = ("127.0.0.1",)) -> Kind:
 
 
 def choose_python(asked: str | None) -> Path:
-    """Return the Python that runs the shim: the distribution's, where it fits.
+    """Return the Python that runs the shim: the distribution's, if its version fits.
 
-    It is what most will run the shim with, and it is built for speed; one that a version
-    manager compiled often is not, and then takes half as long again for the same work.
+    Most users will run the shim with that one, and it is built for speed.  A Python that a
+    version manager compiled often is not, and takes half as long again for the same work.
     """
     python = Path(asked or "/usr/bin/python3")
     if asked is None and not (python.exists() and _minor_of(python) == _own_minor()):
@@ -182,7 +182,7 @@ def _minor_of(python: Path) -> str:
 
 
 def _environment(python: Path) -> Mapping[str, str]:
-    """Return what lets *python* use the packages in .venv."""
+    """Return the environment in which *python* uses the packages in .venv."""
     if python == Path(sys.executable):
         return {}
     packages = Path(sys.prefix) / "lib" / f"python{_own_minor()}" / "site-packages"
@@ -193,9 +193,9 @@ def _environment(python: Path) -> Mapping[str, str]:
 def running(
     kind: Kind, directory: Path, backend: int, prefix: Sequence[str] = ()
 ) -> Iterator[Peer]:
-    """Start a peer in front of *backend*, and stop it when the block ends."""
+    """Run a peer in front of *backend* during the block."""
     directory.mkdir()
-    directory.chmod(0o755)  # nginx's worker is another user
+    directory.chmod(0o755)  # nginx's worker runs as another user
     port = free_port()
     argv = [*prefix, *kind.set_up(directory, port, backend)]
     with (directory / "output").open("wb") as output:
@@ -220,7 +220,7 @@ def running(
 
 
 def free_port() -> int:
-    """Return a port on which nobody listens."""
+    """Return a port that is free."""
     for port in random.sample(PORTS, len(PORTS)):
         with socket.socket() as probe:
             try:

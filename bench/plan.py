@@ -1,4 +1,4 @@
-"""How much is measured: all of it, or enough to see that everything works."""
+"""The size of a run: a full one, or one that only shows that everything works."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ class Plan:
 
     rounds: int
     sessions: int  # in a round, of one message each
-    bodies: int  # sessions with a message of 10 MB in a round
-    held: tuple[int, ...]  # idle sessions, for their memory
-    open_besides: tuple[int, ...]  # idle sessions while others work
-    entries: tuple[int, ...]  # of the allowlist
+    bodies: int  # in a round, sessions with a message of 10 MB
+    held: tuple[int, ...]  # numbers of idle sessions whose memory is measured
+    open_besides: tuple[int, ...]  # numbers of idle sessions while others work
+    entries: tuple[int, ...]  # sizes of the allowlist
 
     def rows(self) -> dict[str, Load]:
-        """Return what is done in each round, by the name in the table."""
+        """Return the loads of each round, by their names in the table."""
         many = self.sessions
         return {
             "one message, v2": Load(many),
@@ -32,7 +32,7 @@ class Plan:
         return Load(self.bodies, at_once=4, octets=10_000_000)
 
     def greetings(self) -> dict[int, Load]:
-        """Return the sessions whose time to greeting counts, by how many at once."""
+        """Return the loads that measure the time to the greeting, by sessions at once."""
         many = self.sessions
         return {
             1: Load(many // 4, at_once=1, messages=0),

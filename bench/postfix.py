@@ -1,7 +1,7 @@
-"""A real Postfix behind: what the shim adds to a whole mail server's work.
+"""A real Postfix as the backend: what the shim adds to the work of a whole mail server.
 
-The tests' own Postfix, on this machine's loopback.  It takes mail as in service and then
-throws it away, so that what is measured is the way in.
+It is the Postfix of the tests, on this machine's loopback.  It accepts mail as in service
+and then discards it, so that the benchmark measures only the way in.
 """
 
 import os
@@ -20,7 +20,7 @@ from bench.programs import Load, Programs, run_load
 from tests.integration.lab.netns import Host
 from tests.integration.lab.postfix import DAEMONS, Postfix, Smtpd, front_door
 
-# The clients say EHLO and XCLIENT themselves.
+# In these samples the clients send EHLO and XCLIENT themselves.
 BY_HAND = "by hand"
 SETTINGS = {
     "mynetworks": "127.0.0.0/8",
@@ -31,7 +31,7 @@ SETTINGS = {
 
 
 def why_not() -> str | None:
-    """Return why there can be no Postfix here, None where there can."""
+    """Return the reason why we cannot run Postfix here, or None if we can."""
     if not (DAEMONS / "master").exists():
         return "Postfix is not installed"
     if os.geteuid() != 0:
@@ -42,7 +42,7 @@ def why_not() -> str | None:
 def measure(
     programs: Programs, kind: Kind, plan: Plan
 ) -> dict[str, dict[str, list[Sample]]]:
-    """Run mail to Postfix directly and through the shim, in turns."""
+    """Send mail to Postfix directly and through the shim, in turns."""
     loads = {
         "one message": Load(plan.sessions // 3),
         "connect and quit": Load(plan.sessions // 3, messages=0),
@@ -56,14 +56,15 @@ def measure(
             progress(f"Postfix, round {number} of {plan.rounds}")
             for name, load in loads.items():
                 direct = replace(load, header="none")
-                # What any front door has to do before it can greet, at no cost of its own.
+                # The same handshake as the shim's, but without a program in between: the
+                # least that any front door needs before it can greet.
                 by_hand = replace(load, header="xclient")
                 before = cost.cpu_of(shim.pid)
                 ours = run_load(load.argv(programs.load, shim.port))
                 cpu = cost.cpu_of(shim.pid).since(before)
                 theirs = run_load(direct.argv(programs.load, for_all))
                 bare = run_load(by_hand.argv(programs.load, for_shim))
-                if number == 0:  # Postfix starts its processes as they are needed
+                if number == 0:  # warm-up: Postfix starts its processes on demand
                     continue
                 rows = found[name]
                 rows.setdefault(kind.name, []).append(Sample(load, ours, cpu))
@@ -74,7 +75,7 @@ def measure(
 
 @contextmanager
 def _postfix() -> Iterator[tuple[Path, int, int]]:
-    """Run Postfix; return a directory, the shim's port and the port for all."""
+    """Run Postfix; yield a directory, the port for the shim and the port for others."""
     directory = Path(tempfile.mkdtemp(prefix="proxyshim-bench-"))
     directory.chmod(0o755)  # for Postfix's users
     here = os.open("/proc/self/ns/net", os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""The two C programs: compile them, run them, read what they say."""
+"""The two C programs: compile them, run them, read their output."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ LIMIT_S = 120  # for one call of the load generator
 
 
 class LoadFailed(Exception):  # noqa: N818
-    """The load generator met a wrong reply, or was not done in time."""
+    """The load generator got a wrong reply, or did not finish in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +34,15 @@ def compile_programs(directory: Path) -> Programs:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the clients do."""
+    """What the clients of the load generator do."""
 
     sessions: int
     at_once: int = 20
-    messages: int = 1  # 0: connect and quit
+    messages: int = 1  # 0 means connect and quit
     octets: int = 2048  # of each message
-    header: str = "v2"  # v1, v2, none; xclient: no header, but the client says XCLIENT
+    header: str = "v2"  # v1, v2, none, or xclient: the client itself sends XCLIENT
     pipelining: bool = False
-    hold: str = ""  # stay at "ehlo" or "rcpt"
+    hold: str = ""  # stop after "ehlo" or "rcpt", and stay connected
 
     def argv(self, program: Path, port: int) -> list[str]:
         """Return the command line."""
@@ -74,7 +74,7 @@ class LoadResult:
 
     @classmethod
     def read(cls, line: str) -> "LoadResult":
-        """Read the line that it prints."""
+        """Read the line that the load generator prints."""
         values = json.loads(line)
         if values["failed"]:
             raise LoadFailed(f"{values['failed']} of {values['sessions']} sessions")
@@ -100,7 +100,7 @@ def run_load(argv: Sequence[str]) -> LoadResult:
 
 @contextmanager
 def held_sessions(argv: Sequence[str]) -> Iterator[LoadResult]:
-    """Open sessions, and hold them until the block ends."""
+    """Open sessions, and hold them during the block."""
     holder = subprocess.Popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -114,10 +114,10 @@ def held_sessions(argv: Sequence[str]) -> Iterator[LoadResult]:
 
 @contextmanager
 def running_backend(argv: Sequence[str]) -> Iterator[int]:
-    """Run the fast backend; return its port."""
+    """Run the fast backend; yield its port."""
     backend = subprocess.Popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    with backend:  # closes its standard input, and it ends
+    with backend:  # closes its standard input at the end, which stops it
         assert backend.stdout is not None
         yield int(backend.stdout.readline())

@@ -1,4 +1,4 @@
-"""What was measured, as tables for people and as JSON for programs."""
+"""The results, as tables for people and as JSON for programs."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ MB = 1_000_000
 
 @dataclass(slots=True)
 class Results:
-    """Everything that one run measured; empty is what it left out."""
+    """Everything that one run measured.  Parts that were left out are empty."""
 
     machine: dict[str, str]
     notes: list[str] = field(default_factory=list)
@@ -30,7 +30,7 @@ class Results:
     postfix: Samples = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return it all, in JSON's types."""
+        """Return the results in JSON's types."""
         return asdict(self)
 
 
@@ -38,17 +38,17 @@ class Results:
 
 
 def describe_machine(python: Path) -> dict[str, str]:
-    """Return what figures depend on."""
+    """Return the properties of the machine that the figures depend on."""
     return {
         "processor": _first_match(r"model name\s*: (.*)", Path("/proc/cpuinfo")),
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": _memory(),
         "kernel": platform.release(),
         "load": "{:.2f} {:.2f} {:.2f} before the run".format(*os.getloadavg()),
-        "python": _says([str(python), "-c", "import sys; print(sys.version)"]),
-        "nginx": _says(["nginx", "-v"]),
-        "haproxy": _says(["haproxy", "-v"]),
-        "postfix": _says(["postconf", "-d", "mail_version"]),
+        "python": _first_line([str(python), "-c", "import sys; print(sys.version)"]),
+        "nginx": _first_line(["nginx", "-v"]),
+        "haproxy": _first_line(["haproxy", "-v"]),
+        "postfix": _first_line(["postconf", "-d", "mail_version"]),
     }
 
 
@@ -62,7 +62,7 @@ def _memory() -> str:
     return f"{kib / 1024 / 1024:.0f} GiB"
 
 
-def _says(argv: Sequence[str]) -> str:
+def _first_line(argv: Sequence[str]) -> str:
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     try:
         done = subprocess.run(
@@ -71,7 +71,7 @@ def _says(argv: Sequence[str]) -> str:
     except OSError:
         return "not installed"
     lines = (done.stdout or done.stderr).strip().splitlines()
-    return lines[0] if lines else "says nothing"
+    return lines[0] if lines else "unknown"
 
 
 # The tables.
@@ -112,7 +112,7 @@ def _print_cpu(rounds: Samples) -> None:
         rows,
     )
     print(
-        "  nginx answers up to RCPT by itself: at connect and quit it has no backend."
+        "  nginx answers by itself up to RCPT, so in connect and quit it uses no backend."
     )
 
 
@@ -202,7 +202,7 @@ def _print_memory(memory: Mapping[str, Mapping[str, Held]]) -> None:
         ]
     )
     _print_table(
-        "Memory per idle session, KiB (what stays of it afterwards)",
+        "Memory per idle session, KiB (in parentheses: not freed afterwards)",
         ["", *peers, *_ratio_heads(peers)],
         rows,
     )
@@ -216,14 +216,14 @@ def _print_beside_idle(found: Mapping[int, Mapping[str, Sequence[Sample]]]) -> N
     peers = list(next(iter(found.values())))
     rows = [
         [
-            f"{sessions} open besides",
+            f"{sessions} idle",
             *(_cpu_cell(by_peer[peer]) for peer in peers),
             *_ratios(by_peer, lambda sample: sample.cpu_us),
         ]
         for sessions, by_peer in found.items()
     ]
     _print_table(
-        "CPU per session of one message, µs, while others are open and idle",
+        "CPU per session of one message, µs, while other sessions are idle",
         ["", *peers, *_ratio_heads(peers)],
         rows,
     )
@@ -269,7 +269,7 @@ def _print_postfix(found: Samples) -> None:
             ]
         )
     _print_table(
-        "A real Postfix behind, 20 at once",
+        "With a real Postfix as the backend, 20 at once",
         [
             "",
             "direct, 1/s",
@@ -286,7 +286,7 @@ def _print_postfix(found: Samples) -> None:
 
 
 def _added_ms(ours: Sequence[Sample], theirs: Sequence[Sample]) -> float:
-    """Return by how much our p50 to the greeting is later: the median of the rounds."""
+    """Return how much later our greeting comes (p50), as the median of the rounds."""
     return (
         median(
             mine.result.greeting_p50_us - other.result.greeting_p50_us
@@ -301,7 +301,7 @@ def _ratio_heads(peers: Iterable[str]) -> list[str]:
 
 
 def _ratios(by_peer: Mapping[str, Sequence[Sample]], figure: Any) -> list[str]:
-    """Return the shim's figure by each other's: medians of the rounds' own ratios."""
+    """Return the shim's figure divided by each peer's: the median ratio of the rounds."""
     return [
         f"{median(map(_divide, map(figure, by_peer[SHIM]), map(figure, theirs))):.2f}"
         for peer, theirs in by_peer.items()

@@ -1,4 +1,4 @@
-"""What holds for every test: a skip is a failure in CI, and Hypothesis's settings."""
+"""Settings for every test: in CI a skip is a failure; Hypothesis's profiles."""
 
 import os
 from collections.abc import Generator
@@ -9,14 +9,15 @@ from hypothesis import configuration, settings
 
 IN_CI = os.environ.get("CI") == "true"
 
-# Everything that a run leaves behind is in one ignored folder.
+# Everything that a run leaves behind goes into one ignored folder.
 configuration.set_hypothesis_home_dir(
     Path(__file__).parent.parent / ".cache" / "hypothesis"
 )
-# No deadlines: on a busy machine they fail for no fault of the code.  pytest-timeout
-# ends what hangs.
+# No deadlines, because on a busy machine they fail through no fault of the code.
+# pytest-timeout ends a test that hangs.
 settings.register_profile("dev", deadline=None, max_examples=100)
-# The same examples in each run, so that a change does not fail by another's luck.
+# CI uses the same examples in each run, so that a change does not fail because of an
+# unlucky example that has nothing to do with it.
 settings.register_profile(
     "ci", deadline=None, max_examples=200, derandomize=True, database=None
 )
@@ -24,7 +25,7 @@ settings.load_profile("ci" if IN_CI else "dev")
 
 
 def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Turn a skip into a failure that shows its reason; leave an expected failure."""
+    """Turn a skip into a failure that shows its reason.  Expected failures stay."""
     if not (IN_CI and report.skipped) or hasattr(report, "wasxfail"):
         return
     reason = report.longrepr
@@ -35,12 +36,12 @@ def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
     report.longrepr = f"CI=true, and every test must run there.\n{reason}"
 
 
-# Outermost of the wrappers, for pytest's own marks the expected failures.
+# The outermost wrapper, because pytest's own wrapper marks the expected failures.
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport() -> Generator[
     None, pytest.TestReport, pytest.TestReport
 ]:
-    """Look at each step of a test."""
+    """Check the report of each phase of a test."""
     report = yield
     _fail_if_skipped(report)
     return report
@@ -50,7 +51,7 @@ def pytest_runtest_makereport() -> Generator[
 def pytest_make_collect_report() -> Generator[
     None, pytest.CollectReport, pytest.CollectReport
 ]:
-    """Look at each file: a whole one can be skipped, too."""
+    """Check the report of each file, because a whole file can be skipped too."""
     report = yield
     _fail_if_skipped(report)
     return report

@@ -1,6 +1,6 @@
-"""A DNS server in the test's own loop, which says what no real one would.
+"""A DNS server in the test's own loop, for answers that no real server would give.
 
-Unbound (tests/integration/lab) answers for the ordinary cases.
+Unbound (tests/integration/lab) covers the ordinary cases.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ Key = tuple[Name, RdataType]
 
 
 class Responder:
-    """What it is told to answer, and what it was asked."""
+    """The answers that a test prescribes, and the questions that came."""
 
     def __init__(self) -> None:
-        """Know nothing: every name does not exist."""
+        """Start without records: no name exists."""
         self.address = ""
         self.asked: list[tuple[str, str]] = []
         self.asked_by_tcp = 0
@@ -39,29 +39,31 @@ class Responder:
         self._held: dict[Key, asyncio.Event] = {}
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._heard = asyncio.Condition()
+        self._question_came = asyncio.Condition()
 
-    # What to answer.
+    # What the server answers.
 
-    def point(self, address: str, *names: str | Name, ttl: int = 300) -> None:
-        """Let the PTR records of *address* hold these names; a text may have escapes."""
+    def add_ptr(self, address: str, *names: str | Name, ttl: int = 300) -> None:
+        """Give *address* PTR records with these names; a string may have escapes."""
         owner = _reverse(address)
         for name in names:
             self._add(owner, ttl, rdata_from_text(IN, PTR, str(name)))
 
-    def point_elsewhere(self, address: str, alias: str, ttl: int = 300) -> None:
-        """Let a CNAME stand for the PTR record (RFC 2317)."""
+    def add_ptr_alias(self, address: str, alias: str, ttl: int = 300) -> None:
+        """Put a CNAME in place of the PTR record (RFC 2317)."""
         data = rdata_from_text(IN, CNAME, alias)
         self._records[_reverse(address), PTR].append((_reverse(address), ttl, data))
 
-    def name(self, owner: str, *addresses: str, ttl: int = 300) -> None:
-        """Let *owner* have these addresses."""
+    def add_host(self, owner: str, *addresses: str, ttl: int = 300) -> None:
+        """Give *owner* these addresses."""
         for address in addresses:
             kind = RdataType.AAAA if ":" in address else RdataType.A
             self._add(from_text(owner), ttl, rdata_from_text(IN, kind, address))
 
-    def alias(self, owner: str, target: str, *addresses: str, ttl: int = 300) -> None:
-        """Let *owner* be another name for *target*, which has these addresses."""
+    def add_alias(
+        self, owner: str, target: str, *addresses: str, ttl: int = 300
+    ) -> None:
+        """Make *owner* an alias of *target*, which has these addresses."""
         for address in addresses:
             kind = RdataType.AAAA if ":" in address else RdataType.A
             data = rdata_from_text(IN, kind, address)
@@ -72,30 +74,30 @@ class Responder:
             ]
 
     def fail(self, name: str, kind: str, code: Rcode) -> None:
-        """Answer with an error."""
+        """Answer this question with an error."""
         self._codes[_key(name, kind)] = code
 
     def be_silent(self, name: str, kind: str) -> None:
-        """Never answer."""
+        """Never answer this question."""
         self._silent.add(_key(name, kind))
 
     def truncate(self, name: str, kind: str) -> None:
-        """Answer by TCP only."""
+        """Answer this question by TCP only."""
         self._truncated.add(_key(name, kind))
 
     def hold(self, name: str, kind: str) -> asyncio.Event:
-        """Answer only once the event is set."""
+        """Answer this question only once the returned event is set."""
         return self._held.setdefault(_key(name, kind), asyncio.Event())
 
     async def wait_asked(self, count: int) -> None:
-        """Wait until so many questions have come."""
-        async with self._heard:
-            await self._heard.wait_for(lambda: len(self.asked) >= count)
+        """Wait until *count* questions have come."""
+        async with self._question_came:
+            await self._question_came.wait_for(lambda: len(self.asked) >= count)
 
-    # How it is answered.
+    # How the server answers.
 
     def bind(self, host: str, port: int = 0) -> int:
-        """Begin to answer by UDP; return the port."""
+        """Start answering by UDP; return the port."""
         self._socket.setblocking(False)
         self._socket.bind((host, port))
         asyncio.get_running_loop().add_reader(self._socket, self._take_datagram)
@@ -135,9 +137,9 @@ class Responder:
     async def _answer(self, query: Message) -> Message | None:
         question = query.question[0]
         key = question.name, question.rdtype
-        async with self._heard:
+        async with self._question_came:
             self.asked.append((str(question.name), question.rdtype.name))
-            self._heard.notify_all()
+            self._question_came.notify_all()
         if key in self._silent:
             return None
         if key in self._held:
@@ -153,7 +155,7 @@ class Responder:
         self._records[owner, data.rdtype].append((owner, ttl, data))
 
     async def close(self) -> None:
-        """Answer nothing more."""
+        """Stop answering."""
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
         for task in self._tasks:
@@ -163,8 +165,8 @@ class Responder:
 
 @asynccontextmanager
 async def responder(host: str = "127.0.0.1") -> AsyncIterator[Responder]:
-    """Open one on a port of the kernel's choice, by UDP and by TCP."""
-    # The kernel's choice for TCP is sometimes somebody's for UDP: then another one.
+    """Open a server by UDP and by TCP, on a port that the kernel chooses."""
+    # The port that the kernel chooses for TCP may be in use for UDP.  Then try another.
     served = Responder()
     for _ in range(20):
         tcp = await asyncio.start_server(served.answer_stream, host, 0)
@@ -175,7 +177,7 @@ async def responder(host: str = "127.0.0.1") -> AsyncIterator[Responder]:
         except OSError:
             tcp.close()
     else:
-        raise AssertionError("no port is free for both UDP and TCP")
+        raise AssertionError("found no port that is free for both UDP and TCP")
     served.address = f"{host}:{port}"
     try:
         yield served
@@ -185,7 +187,7 @@ async def responder(host: str = "127.0.0.1") -> AsyncIterator[Responder]:
 
 
 def labels(*octets: bytes) -> Name:
-    """Return a name of these labels, whatever is in them."""
+    """Return a name made of these labels, which may hold any bytes."""
     return Name([*octets, b""])
 
 

@@ -1,4 +1,4 @@
-"""The documents, taken apart: fenced blocks with their markers, headings, links, tables."""
+"""Parse the documents: fenced blocks with their markers, headings, links, tables."""
 
 import re
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block: its language, and the text of the comment right before it."""
+    """A fenced block, its language, and the comment right before it (its marker)."""
 
     path: Path
     line: int
@@ -27,7 +27,7 @@ class Block:
     text: str
 
     def __str__(self) -> str:
-        """Name it, for a test's id."""
+        """Return a name for test ids."""
         return f"{self.path.relative_to(ROOT)}:{self.line}"
 
 
@@ -39,7 +39,7 @@ class Document:
     text: str
 
     def __str__(self) -> str:
-        """Name it, for a test's id."""
+        """Return a name for test ids."""
         return str(self.path.relative_to(ROOT))
 
     @property
@@ -54,7 +54,7 @@ class Document:
 
     @property
     def anchors(self) -> set[str]:
-        """Return what a link to a heading says behind the "#"."""
+        """Return what a link to each heading has after the "#"."""
         return {
             re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
             for heading in self.headings
@@ -67,7 +67,7 @@ class Document:
 
     @property
     def code(self) -> set[str]:
-        """Return what stands between backticks in the prose."""
+        """Return the texts between backticks in the prose."""
         return set(_CODE.findall(self.prose))
 
     @property
@@ -76,7 +76,7 @@ class Document:
         return list(_read_blocks(self.path, self.text))
 
     def section(self, heading: str) -> "Document":
-        """Return what stands between a heading and the next one of any level."""
+        """Return the text between a heading and the next one of any level."""
         found = re.search(
             rf"(?ms)^#+ {re.escape(heading)}$(.*?)(?=^#+ |\Z)", self.prose
         )
@@ -84,7 +84,7 @@ class Document:
         return Document(self.path, found[1])
 
     def rows(self) -> list[list[str]]:
-        """Return the cells of all table rows, headers and rules left out."""
+        """Return the cells of all table rows, without header rows and rules."""
         rows = []
         lines = self.prose.splitlines()
         for number, line in enumerate(lines):
@@ -125,7 +125,7 @@ def documents() -> tuple[Document, ...]:
 
 
 def read_document(path: Path) -> Document:
-    """Read one."""
+    """Read one document."""
     return Document(path, path.read_text("utf-8"))
 
 
@@ -140,7 +140,7 @@ def all_blocks(language: str = "") -> list[Block]:
 
 
 def marked(marker: str) -> str:
-    """Return the block behind that comment; where there are several, they are equal."""
+    """Return the block after that comment.  If there are several, they must be equal."""
     texts = {block.text for block in all_blocks() if block.marker == marker}
     assert texts, f"no block is marked {marker!r}"
     assert len(texts) == 1, f"blocks marked {marker!r} differ"
@@ -148,5 +148,5 @@ def marked(marker: str) -> str:
 
 
 def code_in(cell: str) -> list[str]:
-    """Return what stands between backticks in a table's cell."""
+    """Return the texts between backticks in a table's cell."""
     return _CODE.findall(cell)

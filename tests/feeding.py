@@ -1,4 +1,4 @@
-"""Feeding a guard as the relay does: a packet is offered first, and fed if it is not taken."""
+"""Feed a guard as the relay does: offer each packet first, and feed it if it is refused."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ Feed = Callable[[Guard, bytes], None]
 
 
 def from_client(guard: Guard, data: bytes) -> None:
-    """Let the client send *data*."""
+    """Play the client that sends *data*."""
     if takes(guard, guard.pass_command, data):
         guard.to_backend.append(data)
     else:
@@ -16,7 +16,7 @@ def from_client(guard: Guard, data: bytes) -> None:
 
 
 def from_backend(guard: Guard, data: bytes) -> None:
-    """Let the backend send *data*.  Raises BackendError."""
+    """Play the backend that sends *data*.  Raises BackendError."""
     if takes(guard, guard.pass_reply, data):
         guard.to_client.append(data)
     else:
@@ -24,7 +24,7 @@ def from_backend(guard: Guard, data: bytes) -> None:
 
 
 def takes(guard: Guard, offer: Callable[[bytes], bool], data: bytes) -> bool:
-    """Offer *data*, and see that the relay has nothing else to look at whatever comes of it."""
+    """Offer *data*; check that the offer changes nothing else that the relay looks at."""
     before = _seen_by_the_relay(guard)
     taken = offer(data)
     assert _seen_by_the_relay(guard) == before

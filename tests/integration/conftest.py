@@ -9,6 +9,6 @@ from tests.integration.lab.site import Site, open_site
 
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:
-    """Return a client, a proxy and a mail host with Postfix; proxyshim is the test's."""
+    """Return a client, a proxy and a mail host with Postfix; tests start proxyshim."""
     with open_site() as made:
         yield made

@@ -1,4 +1,4 @@
-"""Agent checks by a real HAProxy: how it reacts to our answers, and how soon."""
+"""The agent check of a real HAProxy: how HAProxy acts on our answers, and how soon."""
 
 import signal
 from collections.abc import Iterator
@@ -24,7 +24,8 @@ from tests.integration.test_health_checks import a_postfix
 
 PORT, AGENT_PORT = 210, 9210
 BACKEND = "127.0.0.1:11027"
-# The plain TCP check only finds the shim; HAProxy learns the rest from the agent check.
+# The plain TCP check only sees whether the shim listens.  Anything else that HAProxy knows
+# comes from the agent.
 CHECKS = (
     "send-proxy-v2 check inter 200ms fall 1 rise 1"
     f" agent-check agent-port {AGENT_PORT} agent-inter 200ms"
@@ -47,7 +48,7 @@ def a_shim(site: Site, agent: str = f"{MAIL}:{AGENT_PORT}") -> Iterator[Shim]:
 
 @contextmanager
 def a_haproxy(site: Site) -> Iterator[HAProxy]:
-    """Run a HAProxy that checks all the time; return once it has found the server up."""
+    """Run a HAProxy that asks the agent all the time; wait until it sees "up"."""
     listen = Listen("mx", f"{PROXY}:2510", f"{MAIL}:{PORT}", CHECKS, LOG_CHECKS)
     running = HAProxy(site.proxy, site.new_place("haproxy"), [listen])
     try:
@@ -58,7 +59,7 @@ def a_haproxy(site: Site) -> Iterator[HAProxy]:
 
 
 def ask(host: Host, to: str, source: str) -> bytes:
-    """Check as HAProxy does: connect, and read to the end."""
+    """Ask the agent as HAProxy does: connect, and read to the end."""
     with Conversation.open(host, (to, AGENT_PORT), source) as talk:
         return talk.rest()
 
@@ -67,7 +68,9 @@ def status(haproxy: HAProxy) -> str:
     return haproxy.server_state("mx")["status"]
 
 
-def test_haproxy_takes_a_dead_backend_out_and_puts_it_back(site: Site) -> None:
+def test_the_agent_check_takes_a_dead_mail_server_out_and_puts_it_back(
+    site: Site,
+) -> None:
     with (
         a_shim(site) as shim,
         a_postfix(site, BACKEND) as postfix,
@@ -84,13 +87,16 @@ def test_haproxy_takes_a_dead_backend_out_and_puts_it_back(site: Site) -> None:
         with a_postfix(site, BACKEND):
             haproxy.lines.wait_for(UP, since=mark)
             assert status(haproxy) == "UP"
-        assert shim.events(event="session_closed") == []  # in spite of all the checks
+        # HAProxy's checks and questions are not sessions.
+        assert shim.events(event="session_closed") == []
 
 
 ENVELOPE = ("EHLO c", "MAIL FROM:<a@c.test>", "RCPT TO:<b@example.test>")
 
 
-def test_haproxy_drains_the_server_and_returns_to_the_next_process(site: Site) -> None:
+def test_haproxy_stops_using_a_draining_shim_and_returns_to_the_next_process(
+    site: Site,
+) -> None:
     with a_postfix(site, BACKEND), a_shim(site) as shim, a_haproxy(site) as haproxy:
         with Conversation.open(site.client, (MAIL, PORT), CLIENT) as talk:
             talk.reply()
@@ -101,8 +107,10 @@ def test_haproxy_drains_the_server_and_returns_to_the_next_process(site: Site) -
             haproxy.lines.wait_for("Server mx/mx enters drain state")
             assert talk.ask("hello\r\n.").code == 250
             assert talk.reply().code == 421
-        assert shim.stop() == 0
-        haproxy.lines.wait_for(DOWN)  # at the next check of either kind
+        # The drain ends the process.  A SIGTERM at that moment could hit the interpreter
+        # after the event loop has given up its signal handlers, and kill it with -15.
+        assert shim.wait_for_exit() == 0
+        haproxy.lines.wait_for(DOWN)  # at the next check, of either kind
         mark = haproxy.lines.mark()
         with a_shim(site):
             haproxy.lines.wait_for("leaving forced drain", since=mark)
@@ -117,7 +125,7 @@ def test_haproxy_drains_the_server_and_returns_to_the_next_process(site: Site) -
         (f"[{MAIL6}]:{AGENT_PORT}", MAIL6, PROXY6, CLIENT6),
     ],
 )
-def test_only_listed_hosts_get_an_answer(
+def test_the_agent_answers_listed_hosts_only(
     site: Site, agent: str, to: str, listed: str, stranger: str
 ) -> None:
     with a_shim(site, agent):

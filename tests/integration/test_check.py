@@ -1,7 +1,7 @@
 """``proxyshim check`` as an operator runs it, on scripted backends and on real ones.
 
-What each answer means is tests/unit/test_check_findings.py's subject; here it is whether the
-right questions are asked, in time, and with the exit status that follows.
+tests/unit/test_check_findings.py tests what each answer means.  These tests check that it
+asks the right questions, within its time limits, and ends with the right exit status.
 """
 
 import re
@@ -34,27 +34,27 @@ CLIENTS = ["192.0.2.1", "2001:db8::1", "10.0.0.1", "172.16.0.1", "192.168.0.1"]
 CLIENTS += ["fd00::1", "127.0.0.5"]
 
 
-# --- a backend by script --------------------------------------------------------------
+# --- a scripted backend ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Script:
-    """How the backend behaves; by default as a well-kept Postfix.
+    """How the backend behaves; by default like a well-configured Postfix.
 
-    *replies* to a verb (or, at "", the greeting; or to a whole line) go before all else:
-    "" is silence, None closes.
+    *replies* takes precedence.  Its keys are whole lines, verbs, or "" for the greeting;
+    a value of "" means silence, and None closes the connection.
     """
 
     attributes: str = "NAME ADDR PORT"
     right: re.Pattern[str] = re.compile(r"127\.0\.0\.1")  # who may send XCLIENT
-    hidden: bool = False  # takes XCLIENT from everybody, and offers it by right
+    hidden: bool = False  # accepts XCLIENT from all, but offers it only to *right*
     keywords: tuple[str, ...] = ("PIPELINING",)
     relays: re.Pattern[str] = re.compile(r"127\..*")
     replies: Mapping[str, str | None] = field(default_factory=dict)
 
 
 class ScriptedBackend(socketserver.ThreadingTCPServer):
-    """Answers by a script on a loopback port, and keeps what it was told."""
+    """Follows a script on a loopback port, and records the commands of each session."""
 
     daemon_threads = True
 
@@ -66,7 +66,7 @@ class ScriptedBackend(socketserver.ThreadingTCPServer):
 
     @property
     def name(self) -> str:
-        """Return its address, as the configuration writes it."""
+        """Return the address as the configuration has it."""
         return f"127.0.0.1:{self.server_address[1]}"
 
 
@@ -76,15 +76,15 @@ class _Talk(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         server = cast(ScriptedBackend, self.server)
         self.script, self.client = server.script, "127.0.0.1"
-        self.told: list[str] = []
-        server.sessions.append(self.told)
+        received: list[str] = []
+        server.sessions.append(received)
         answer = self.script.replies.get("", "220 mta.example.net ESMTP")
         while answer is not None:
             self.wfile.write(answer.encode() + b"\r\n" if answer else b"")
             line = self.rfile.readline().decode("ascii").rstrip("\r\n")
             if not line:
                 return
-            self.told.append(line)
+            received.append(line)
             answer = self.answer(line)
 
     def answer(self, line: str) -> str | None:
@@ -141,7 +141,7 @@ def scripted(script: Script) -> Iterator[ScriptedBackend]:
 
 @dataclass(frozen=True)
 class Checked:
-    """What it printed, and its exit status."""
+    """The output of a check, and its exit status."""
 
     status: int
     output: str
@@ -167,7 +167,7 @@ def config_for(tmp_path: Path, *backends: str, more: str = "") -> Path:
 
 
 def check(path: Path) -> Checked:
-    """Run it in this process: a good second faster than in its own."""
+    """Run the check in this process, which saves more than a second."""
     done = CliRunner().invoke(main, ["check", "-c", str(path)])
     print(done.output)
     if not isinstance(done.exception, SystemExit | None):
@@ -176,7 +176,7 @@ def check(path: Path) -> Checked:
 
 
 def check_on(host: Host | None, path: Path) -> Checked:
-    """Run it as an operator does, on a host of the lab or on this one."""
+    """Run the check as an operator does, on a host of the lab or on this machine."""
     argv = [sys.executable, "-m", "proxyshim", "check", "-c", str(path)]
     done = subprocess.run(
         host.command(argv) if host else argv,
@@ -207,17 +207,17 @@ def test_a_good_backend_is_asked_everything_and_left_politely(tmp_path: Path) ->
     )
     own, *others = backend.sessions
     assert [line.partition(" ")[0] for line in own] == ["EHLO", "QUIT"]
-    assert [re.findall(r"ADDR=(?:IPV6:)?(\S+)", told[1]) for told in others] == [
+    assert [re.findall(r"ADDR=(?:IPV6:)?(\S+)", lines[1]) for lines in others] == [
         [client] for client in CLIENTS
     ]
-    assert all(told[-1] == "QUIT" for told in backend.sessions)
-    assert not any(line.startswith("DATA") for told in others for line in told)
+    assert all(lines[-1] == "QUIT" for lines in backend.sessions)
+    assert not any(line.startswith("DATA") for lines in others for line in lines)
 
 
 @pytest.mark.parametrize(
     ("script", "status"), [(Script(), 0), (Script(relays=EVERYBODY), 1)]
 )
-def test_the_exit_status_is_the_process_s(
+def test_check_passes_its_exit_status_to_the_shell(
     script: Script, status: int, tmp_path: Path
 ) -> None:
     with scripted(script) as backend:
@@ -302,7 +302,7 @@ TIMELY = "connect_timeout_s = 0.3\nreply_timeout_s = 0.3"
         ),
     ],
 )
-def test_a_backend_is_asked_and_judged(
+def test_check_judges_a_scripted_backend(
     script: Script, status: int, severity: str, says: str, tmp_path: Path
 ) -> None:
     hangs = "" in script.replies.values()
@@ -318,13 +318,13 @@ def test_a_relay_for_one_domain_is_a_final_destination(tmp_path: Path) -> None:
     assert checked.status == 0
 
 
-def test_a_silent_backend_is_not_asked_on(tmp_path: Path) -> None:
+def test_check_stops_asking_a_silent_backend(tmp_path: Path) -> None:
     with scripted(Script(replies={"XCLIENT": ""})) as backend:
         check(config_for(tmp_path, backend.name, more=TIMELY))
     assert len(backend.sessions) == 2
 
 
-def test_all_questions_together_have_a_limit(
+def test_all_questions_of_check_together_have_a_time_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(questions, "LIMIT_S", 0.3)
@@ -336,47 +336,49 @@ def test_all_questions_together_have_a_limit(
     assert len(backend.sessions) == 1 + CLIENTS.index("10.0.0.1") + 1
 
 
-def test_a_backend_that_takes_no_ipv6_is_not_asked_about_more_of_it(
+def test_check_asks_no_more_about_ipv6_after_a_refusal(
     tmp_path: Path,
 ) -> None:
     with scripted(Script(replies={NO_IPV6: "501 5.5.4 Bad ADDR syntax"})) as backend:
         checked = check(config_for(tmp_path, backend.name))
     assert checked.says("warning", "takes no IPv6 address in XCLIENT")
-    assert not any("fd00::1" in line for told in backend.sessions for line in told)
+    assert not any("fd00::1" in line for lines in backend.sessions for line in lines)
     assert checked.status == 0
 
 
-def test_of_a_list_that_was_not_asked_about_nothing_is_said(tmp_path: Path) -> None:
+def test_check_does_not_judge_an_xclient_list_that_it_could_not_test(
+    tmp_path: Path,
+) -> None:
     checked = check_script(Script(replies={"EHLO [127.0.0.5]": None}), tmp_path)
     assert "gives the right" not in checked.output
 
 
-def test_who_is_not_believed_is_not_asked_about(tmp_path: Path) -> None:
+def test_check_does_not_ask_about_untrusted_claims(tmp_path: Path) -> None:
     with scripted(Script(relays=re.compile(r"10\..*"))) as backend:
         settings = 'untrusted_claims = ["10.0.0.0/8"]'
         checked = check(config_for(tmp_path, backend.name, more=settings))
-    assert not any("10.0.0.1" in line for told in backend.sessions for line in told)
+    assert not any("10.0.0.1" in line for lines in backend.sessions for line in lines)
     assert checked.says("ok", "does not relay for 172.16.0.1, 192.168.0.1, fd00::1")
 
 
-def test_believed_claims_are_asked_about(tmp_path: Path) -> None:
+def test_check_asks_about_believed_claims(tmp_path: Path) -> None:
     settings = 'believed_claims = ["203.0.113.0/24"]'
     script = Script(relays=re.compile(r"203\..*"))
     checked = check_script(script, tmp_path, settings)
     assert checked.says("warning", "relays for 203.0.113.1, and believed_claims has it")
 
 
-def test_without_a_list_no_claims_are_asked_about(tmp_path: Path) -> None:
+def test_check_asks_about_no_claims_without_a_list_of_proxies(tmp_path: Path) -> None:
     with scripted(Script(relays=re.compile(r"10\..*"))) as backend:
         path = config_for(tmp_path, backend.name)
         path.write_text(path.read_text().replace("haproxy_hosts = ", "# "))
         checked = check(path)
     assert checked.says("note", "PROXY support is off")
-    assert not any("10.0.0.1" in line for told in backend.sessions for line in told)
+    assert not any("10.0.0.1" in line for lines in backend.sessions for line in lines)
     assert checked.status == 0
 
 
-def test_a_backend_that_several_listeners_share_is_asked_once(tmp_path: Path) -> None:
+def test_check_asks_a_shared_backend_once(tmp_path: Path) -> None:
     with scripted(Script()) as backend, scripted(KEEPS) as other:
         path = config_for(tmp_path, backend.name, other.name, backend.name)
         checked = check(path)
@@ -385,8 +387,8 @@ def test_a_backend_that_several_listeners_share_is_asked_once(tmp_path: Path) ->
     assert len(backend.sessions) == 1 + len(CLIENTS)
 
 
-def test_a_backend_that_is_not_there_cannot_be_used(tmp_path: Path) -> None:
-    with socket.socket() as bound:  # and does not listen
+def test_check_rejects_a_backend_that_does_not_listen(tmp_path: Path) -> None:
+    with socket.socket() as bound:  # but not listening
         bound.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{bound.getsockname()[1]}"
         checked = check(config_for(tmp_path, address))
@@ -394,7 +396,7 @@ def test_a_backend_that_is_not_there_cannot_be_used(tmp_path: Path) -> None:
     assert checked.status == 1
 
 
-def test_a_backend_that_is_our_own_listener_is_not_asked(tmp_path: Path) -> None:
+def test_check_does_not_ask_a_backend_that_is_our_own_listener(tmp_path: Path) -> None:
     with scripted(Script()) as backend:
         path = config_for(tmp_path, backend.name)
         path.write_text(path.read_text().replace("127.0.0.1:0", backend.name))
@@ -404,13 +406,13 @@ def test_a_backend_that_is_our_own_listener_is_not_asked(tmp_path: Path) -> None
     assert backend.sessions == []
 
 
-def test_what_is_unsafe_in_the_lists_fails_it(tmp_path: Path) -> None:
+def test_an_unsafe_believed_claim_fails_the_check(tmp_path: Path) -> None:
     checked = check_script(Script(), tmp_path, 'believed_claims = ["127.0.0.1"]')
     assert checked.says("UNSAFE", 'believed_claims contains "127.0.0.1"')
     assert checked.status == 1
 
 
-def test_a_wide_list_is_shown_with_its_line(tmp_path: Path) -> None:
+def test_check_shows_the_line_of_a_wide_network(tmp_path: Path) -> None:
     with scripted(Script()) as backend:
         path = config_for(tmp_path, backend.name)
         (tmp_path / "haproxy_hosts").write_text("192.0.2.80\n\n10.0.0.0/8  # all\n")
@@ -428,7 +430,7 @@ def test_a_wide_list_is_shown_with_its_line(tmp_path: Path) -> None:
         ("believed_claims", '["mail.example"]', "expected an IP address or network"),
     ],
 )
-def test_a_configuration_error_says_what_run_says(
+def test_check_and_run_print_the_same_configuration_error(
     key: str, value: str, says: str, tmp_path: Path
 ) -> None:
     path = config_for(tmp_path, "127.0.0.1:10725")
@@ -441,14 +443,14 @@ def test_a_configuration_error_says_what_run_says(
     assert checked.status == 78
 
 
-# --- real ones ------------------------------------------------------------------------
+# --- real backends --------------------------------------------------------------------
 
 
 class UnixSmtpd(Smtpd):
-    """A service on a unix socket, which is open to everybody's programs."""
+    """A service on a unix socket in the queue's folder public."""
 
     def line(self) -> str:
-        """Return its entry in master.cf."""
+        """Return the service's entry in master.cf."""
         return f"{self.address} unix n - y - - smtpd\n"
 
 
@@ -506,7 +508,7 @@ def postfix(site: Site) -> Iterator[Postfix]:
         ("open", 1, "UNSAFE", "relays for a stranger (192.0.2.1)"),
     ],
 )
-def test_postfix_is_judged(
+def test_check_judges_postfix(
     site: Site, service: str, status: int, severity: str, says: str, tmp_path: Path
 ) -> None:
     path = config_for(tmp_path, SERVICES[service].address)
@@ -518,7 +520,7 @@ def test_postfix_is_judged(
 
 
 @pytest.mark.parametrize("service", ["unadvised", "unadvised-v6", "unadvised-unix"])
-def test_what_it_says_to_write_makes_it_work(
+def test_following_the_advice_of_check_fixes_postfix(
     site: Site, postfix: Postfix, service: str, tmp_path: Path
 ) -> None:
     place = postfix.mail.parent
@@ -543,7 +545,7 @@ def test_what_it_says_to_write_makes_it_work(
     assert after.status == 0
 
 
-def test_dovecot_keeps_the_right(site: Site, tmp_path: Path) -> None:
+def test_check_warns_that_dovecot_keeps_the_right(site: Site, tmp_path: Path) -> None:
     running = Dovecot(
         site.mail,
         site.new_place("dovecot-checked"),

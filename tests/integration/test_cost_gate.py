@@ -1,8 +1,8 @@
-"""What a session costs in system calls: a figure that a busy machine does not blur.
+"""The system calls of a session: a measure of its cost that a busy machine does not blur.
 
-Time varies from machine to machine and minute to minute; the system calls of a fixed
-scenario hardly do, and they are most of what a session costs.  The load generator and the
-backend are the benchmark's (bench/), one session at a time.
+Time varies from machine to machine and from minute to minute.  The number of system calls
+of a fixed scenario hardly varies, and they are most of the cost of a session.  The test
+uses the benchmark's load generator and backend (bench/), with one session at a time.
 """
 
 import re
@@ -22,17 +22,18 @@ from bench.programs import Load, compile_programs, run_load, running_backend
 SESSIONS = 200
 ONE_MESSAGE = Load(SESSIONS, at_once=1, header="v2")
 
-# Per session: one small message behind a v2 header.  Who makes it cheaper records the new
-# figure, so that it stays so; who makes it dearer says in the commit what for.
+# Per session: one small message after a v2 header.  If a change makes sessions cheaper,
+# record the new figure here, so that they stay cheap.  If a change makes them dearer,
+# explain in the commit what that buys.
 RECORDED = 84.0
-# A reply that is there already when it is looked for saves a wake-up: a matter of timing.
-# And uvloop saves a call or two where the kernel has io_uring.
+# The count depends a little on timing: a reply that has arrived before we wait for it
+# saves a wake-up.  And uvloop saves a call or two if the kernel has io_uring.
 TOLERANCE = 0.06
 
 
 @pytest.fixture
 def strace() -> str:
-    """Return the path of strace; without it, or a compiler, there is nothing to test."""
+    """Return the path of strace.  Skips the test without strace or a compiler."""
     found = shutil.which("strace")
     if found is None or shutil.which("cc") is None:
         pytest.skip("needs strace and cc (Debian packages strace, gcc, libc6-dev)")
@@ -49,7 +50,7 @@ def test_a_session_makes_no_more_system_calls_than_recorded(
         peers.running(kind, tmp_path / "shim", backend) as shim,
     ):
         load = ONE_MESSAGE.argv(programs.load, shim.port)
-        run_load(load)  # what is done once only is not counted
+        run_load(load)  # so that one-time work is not counted
         with _counting(strace, shim.pid, tmp_path / "calls"):
             run_load(load)
     calls = _read_counts(tmp_path / "calls")
@@ -68,7 +69,7 @@ def _counting(strace: str, pid: int, output: Path) -> Iterator[None]:
         said = tracer.stderr.readline()
         if "attached" not in said:
             tracer.kill()
-            pytest.skip(f"strace can't attach here: {said.strip()}")
+            pytest.skip(f"strace cannot attach here: {said.strip()}")
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""``proxyshim demo`` as a user runs it: it goes well, it can fail, it can serve."""
+"""``proxyshim demo`` as a user runs it: it succeeds, it can fail, and it can serve."""
 
 import contextlib
 import mailbox
@@ -21,7 +21,7 @@ LISTED, DIRECT, UNLISTED = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 
 CLI = [sys.executable, "-m", "proxyshim", "demo"]
 
-# What a test breaks first, and then the demo as the command line calls it.
+# Breaks something first, then runs the demo as the command line does.
 SABOTAGED = """\
 import sys
 from proxyshim.demo import conversations, dialogue, mta, pair, play, run_demo
@@ -32,7 +32,7 @@ sys.exit(run_demo(serve=False, listen="127.0.0.1:0", maildir=None))
 
 
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Return an environment whose folder for temporary files is the test's own."""
+    """Return an environment in which temporary files go to *tmp_path*."""
     return os.environ | {"TMPDIR": str(tmp_path)}
 
 
@@ -66,7 +66,7 @@ def verdicts(output: str) -> list[str]:
 def demo(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """Run the demo once, and return it with its folder for temporary files."""
+    """Run the demo once; return its result and its folder for temporary files."""
     folder = tmp_path_factory.mktemp("demo")
     return run(CLI, folder), folder
 
@@ -94,14 +94,14 @@ def test_all_four_conversations_go_as_they_should(
         "S: 421 4.7.1 PROXY not allowed from [127.0.0.4]",
     ],
 )
-def test_the_transcript_shows(
+def test_the_demo_transcript_shows(
     demo: tuple[subprocess.CompletedProcess[str], Path], line: str
 ) -> None:
     done, _ = demo
     assert line in done.stdout
 
 
-def test_nothing_is_left_behind(
+def test_the_demo_leaves_no_files_behind(
     demo: tuple[subprocess.CompletedProcess[str], Path],
 ) -> None:
     _, folder = demo
@@ -116,7 +116,7 @@ def test_a_named_maildir_is_kept(tmp_path: Path) -> None:
     assert any("[203.0.113.7]:40111" in header for header in received)
 
 
-def test_a_folder_that_is_no_maildir_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_maildir_is_left_alone(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("mine")
     done = run([*CLI, "--maildir", str(tmp_path)], tmp_path)
@@ -125,7 +125,7 @@ def test_a_folder_that_is_no_maildir_is_left_alone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [precious]
 
 
-# --- it can fail ----------------------------------------------------------------------
+# --- the demo can fail ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -144,16 +144,16 @@ def test_a_folder_that_is_no_maildir_is_left_alone(tmp_path: Path) -> None:
         pytest.param(
             "pair.SHIM = '127.0.0.99'",
             ["FAILED", "FAILED", "FAILED"],
-            id="the MTA takes no XCLIENT from the shim",
+            id="the MTA accepts no XCLIENT from the shim",
         ),
         pytest.param(
             "mta.READERS['ADDR'] = lambda value: mta.IPv4Address('127.0.0.1')",
             ["FAILED", "FAILED", "FAILED", "OK"],
-            id="the MTA believes to talk to the shim",
+            id="the MTA takes the shim for the client",
         ),
     ],
 )
-def test_a_broken_pair_fails(
+def test_a_broken_pair_fails_the_demo(
     sabotage: str, expected: list[str], tmp_path: Path
 ) -> None:
     done = run_sabotaged(sabotage, tmp_path)
@@ -161,7 +161,7 @@ def test_a_broken_pair_fails(
     assert done.returncode == 1
 
 
-def test_the_verdict_names_who_was_seen_instead(tmp_path: Path) -> None:
+def test_a_failed_verdict_names_the_client_that_the_mta_saw(tmp_path: Path) -> None:
     sabotage = "mta.READERS['ADDR'] = lambda value: mta.IPv4Address('127.0.0.1')"
     done = run_sabotaged(sabotage, tmp_path)
     assert (
@@ -169,7 +169,7 @@ def test_the_verdict_names_who_was_seen_instead(tmp_path: Path) -> None:
     ) in done.stdout
 
 
-def test_a_hang_fails_with_a_message(tmp_path: Path) -> None:
+def test_a_hanging_mta_fails_the_demo_with_a_message(tmp_path: Path) -> None:
     sabotage = """\
 async def hang(self, arg):
     await self.loop.create_future()
@@ -180,7 +180,7 @@ mta.XclientSmtp.smtp_XCLIENT = hang
     assert done.returncode == 1
 
 
-def test_without_aiosmtpd_it_says_what_to_install(tmp_path: Path) -> None:
+def test_the_demo_without_aiosmtpd_prints_what_to_install(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['aiosmtpd'] = None; "
         "from proxyshim.demo import run_demo; "
@@ -194,7 +194,7 @@ def test_without_aiosmtpd_it_says_what_to_install(tmp_path: Path) -> None:
     )
 
 
-# --- it can serve ---------------------------------------------------------------------
+# --- the demo can serve ---------------------------------------------------------------
 
 
 class Serving:
@@ -217,7 +217,7 @@ class Serving:
         raise AssertionError(f"no {pattern!r} in:\n{self.before}")
 
     def stop(self, number: signal.Signals) -> str:
-        """Send the signal; return what is printed until the end."""
+        """Send the signal; return the output until the end."""
         self.process.send_signal(number)
         rest, _ = self.process.communicate(timeout=LIMIT_S)
         return rest
@@ -240,7 +240,7 @@ def serving(listen: str, tmp_path: Path) -> Iterator[Serving]:
 
 
 def send_directly(port: int) -> int:
-    """Send a message from the direct client's address; return the port it used."""
+    """Send a message from the direct client's address; return the client's port."""
     with smtplib.SMTP(
         "127.0.0.1", port, "client.example", 10, source_address=(DIRECT, 0)
     ) as client:
@@ -251,7 +251,9 @@ def send_directly(port: int) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_until_a_signal_comes(number: signal.Signals, tmp_path: Path) -> None:
+def test_demo_serve_runs_until_a_signal_comes(
+    number: signal.Signals, tmp_path: Path
+) -> None:
     with serving("127.0.0.1:0", tmp_path) as running:
         port = send_directly(running.port)
         running.wait_for(rf"message 1: client unknown \[127\.0\.0\.3\]:{port}$")
@@ -260,7 +262,9 @@ def test_it_serves_until_a_signal_comes(number: signal.Signals, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_serves_a_listed_proxy_and_refuses_an_unlisted_one(tmp_path: Path) -> None:
+def test_demo_serve_accepts_a_listed_proxy_and_refuses_an_unlisted_one(
+    tmp_path: Path,
+) -> None:
     header = b"PROXY TCP4 203.0.113.7 198.51.100.25 40111 25\r\n"
 
     def first_line(source: str) -> bytes:
@@ -269,7 +273,7 @@ def test_it_serves_a_listed_proxy_and_refuses_an_unlisted_one(tmp_path: Path) ->
             peer.sendall(header)
             lines = peer.makefile("rb")
             line = lines.readline()
-            # The greeting may have been on its way before the header came.
+            # The greeting may have been sent before the header arrived.
             return lines.readline() if source == UNLISTED and line[:1] == b"2" else line
 
     with serving("127.0.0.1:0", tmp_path) as running:
@@ -279,7 +283,7 @@ def test_it_serves_a_listed_proxy_and_refuses_an_unlisted_one(tmp_path: Path) ->
         )
 
 
-def test_it_stops_with_a_session_open(tmp_path: Path) -> None:
+def test_demo_serve_stops_while_a_session_is_open(tmp_path: Path) -> None:
     with serving("127.0.0.1:0", tmp_path) as running:
         address = ("127.0.0.1", running.port)
         with socket.create_connection(address, 10, (DIRECT, 0)) as peer:
@@ -297,7 +301,7 @@ def test_a_taken_port_is_replaced_by_a_free_one(tmp_path: Path) -> None:
             send_directly(running.port)
 
 
-def test_what_is_no_address_and_port_is_a_usage_error(tmp_path: Path) -> None:
+def test_demo_listen_without_address_and_port_is_a_usage_error(tmp_path: Path) -> None:
     done = run([*CLI, "--serve", "--listen", "nowhere"], tmp_path)
     assert done.returncode == 64
     assert "not an IPv4 ADDRESS:PORT: 'nowhere'" in done.stderr

@@ -1,7 +1,7 @@
-"""The examples in the documents, run as they stand there.
+"""Run the examples in the documents unchanged.
 
-The tutorial's addresses are those of the lab: HAProxy on 203.0.113.10, the mail host
-192.0.2.25, a client at 198.51.100.11.
+The tutorial uses the addresses of the lab: HAProxy has 203.0.113.10, the mail host
+192.0.2.25, and a client 198.51.100.11.
 """
 
 import json
@@ -31,19 +31,19 @@ from tests.integration.lab.shim import Listener, Shim
 
 CLIENT, PROXY, MAIL = "198.51.100.11", "203.0.113.10", "192.0.2.25"
 NOBODY = 65534
-SHIM_USER = 64025  # in no password file: the kernel does not mind
+SHIM_USER = 64025  # needs no entry in /etc/passwd
 
 RECOMMENDED = marked("master.cf: the recommended service")
 MOVE_AWAY = marked("sh: move Postfix off port 25")
 MOVE_BACK = marked("sh: and back again")
 
 
-# What the lab writes, said in the documents' words.
+# The lab's configuration files, with the text of the documents.
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentedSmtpd(Smtpd):
-    """A service as a document has it; what it is called in the lab is its address."""
+    """A service as a document has it."""
 
     text: str = ""
 
@@ -101,26 +101,26 @@ def run_script(host: Host, script: str, directory: Path) -> None:
 
 
 def greets(host: Host, to: tuple[str, int]) -> bool:
-    """Tell whether an SMTP server greets there."""
+    """Return True if an SMTP server greets at that address."""
     with Conversation.open(host, to, to[0]) as talk:
         return talk.reply().code == 220
 
 
 def wait_until(host: Host, to: tuple[str, int], *, open: bool) -> None:  # noqa: A002
-    """Wait until somebody, or nobody, listens there: Postfix reloads when it likes to."""
+    """Wait until that port is open, or closed.  Postfix takes its time to reload."""
     deadline = time.monotonic() + DEADLINE_S
     while is_open(host, to) is not open:
         assert time.monotonic() < deadline, f"{to}: still open={not open}"
 
 
 def is_open(host: Host, to: tuple[str, int]) -> bool:
-    """Tell whether somebody listens there."""
+    """Return True if a program listens at that address."""
     try:
         host.connect(to, to[0]).close()
     except ConnectionRefusedError:
         return False
     except ConnectionResetError:
-        pass  # it was just being closed; the next look will tell
+        pass  # the socket was just being closed; the next try will show that
     return True
 
 
@@ -128,7 +128,7 @@ def is_open(host: Host, to: tuple[str, int]) -> bool:
 
 PLAIN_PORT_25 = "smtp inet n - y - - smtpd\n"
 NO_PIPELINING = "-o smtpd_data_restrictions=reject_unauth_pipelining"
-# Postfix's services, in this order: port 25, the recommended one, and three to compare.
+# Postfix's services: port 25, the recommended one, and three for comparison.
 REWRITING, PIPELINING, PIPELINING_DIRECT = "127.0.0.1:10726", "127.0.0.1:10727", 2527
 SERVICES = (
     PLAIN_PORT_25,
@@ -153,7 +153,7 @@ class Tutorial:
 
 @pytest.fixture(scope="module")
 def tutorial() -> Iterator[Tutorial]:
-    """Follow the README, steps 2 to 5."""
+    """Follow steps 2 to 5 of the README."""
     need_root()
     find_program("haproxy")
     with (
@@ -235,7 +235,7 @@ def test_the_log_line_looks_like_the_one_in_the_readme(tutorial: Tutorial) -> No
     }
 
 
-def test_haproxys_check_reaches_postfix_and_is_quiet(tutorial: Tutorial) -> None:
+def test_haproxys_check_reaches_postfix_and_logs_no_warning(tutorial: Tutorial) -> None:
     tutorial.postfix.lines.wait_for(rf"disconnect from unknown\[{PROXY}\].* ehlo=")
     warnings = tutorial.shim.events(level="warning")
     assert [event for event in warnings if event["peer"].startswith(PROXY)] == []
@@ -257,7 +257,7 @@ INCOMPLETE = "From: somebody\nSubject: headers\n\nNeither Date nor Message-Id.\n
 
 
 def send_incomplete(tutorial: Tutorial, port: int) -> str:
-    """Send a message with few headers; return what stands behind its Received: header."""
+    """Send a message with few headers; return what follows its Received: header."""
     with Conversation.open(tutorial.client, (MAIL, port), CLIENT) as talk:
         talk.reply()
         for command in (
@@ -277,15 +277,19 @@ def test_postfix_leaves_the_headers_of_remote_mail_alone(tutorial: Tutorial) -> 
     assert send_incomplete(tutorial, 25) == INCOMPLETE
 
 
-def test_without_the_third_setting_it_would_not(tutorial: Tutorial) -> None:
+def test_without_the_third_setting_postfix_completes_remote_headers(
+    tutorial: Tutorial,
+) -> None:
     changed = send_incomplete(tutorial, 26)
     assert "From: somebody@" in changed
     assert "\nDate: " in changed
     assert "\nMessage-Id: " in changed
 
 
-@pytest.mark.parametrize("port", [27, PIPELINING_DIRECT], ids=["behind us", "direct"])
-def test_unauthorised_pipelining_at_data_is_seen(tutorial: Tutorial, port: int) -> None:
+@pytest.mark.parametrize("port", [27, PIPELINING_DIRECT], ids=["proxyshim", "direct"])
+def test_postfix_detects_unauthorised_pipelining_at_data(
+    tutorial: Tutorial, port: int
+) -> None:
     with Conversation.open(tutorial.client, (MAIL, port), CLIENT) as talk:
         talk.reply()
         for command in (
@@ -298,7 +302,7 @@ def test_unauthorised_pipelining_at_data_is_seen(tutorial: Tutorial, port: int) 
         assert "Improper use of SMTP command pipelining" in str(talk.reply())
 
 
-def test_haproxy_refuses_who_talks_too_soon(tutorial: Tutorial) -> None:
+def test_haproxy_rejects_a_client_that_talks_too_soon(tutorial: Tutorial) -> None:
     section = marked("haproxy: clients that talk too soon")
     where = (PROXY, 2525)
     section = section.replace(f"{PROXY}:25", f"{PROXY}:{where[1]}")
@@ -310,7 +314,7 @@ def test_haproxy_refuses_who_talks_too_soon(tutorial: Tutorial) -> None:
             assert patient.reply().code == 220
 
 
-def test_port_25_goes_and_comes_back() -> None:
+def test_postfix_moves_off_port_25_and_back() -> None:
     need_root()
     with new_directory() as directory, hosts(mail=[MAIL]) as made:
         mail = made["mail"]
@@ -328,11 +332,11 @@ def test_port_25_goes_and_comes_back() -> None:
             postfix.stop()
 
 
-# The local hole
+# Access by other local users
 
 
 def connects(host: Host, user: int, port: int) -> bool:
-    """Tell whether that user can connect to that port of the loopback."""
+    """Return True if that user can connect to that port of the loopback."""
     as_user = [find_program("setpriv"), f"--reuid={user}", f"--regid={user}"]
     script = f"exec 3<>/dev/tcp/127.0.0.1/{port}"
     done = subprocess.run(
@@ -362,11 +366,11 @@ def test_the_firewall_rule_lets_only_proxyshim_and_root_in() -> None:
     with hosts(mail=[MAIL]) as made:
         mail = made["mail"]
         with (
-            mail.open_socket(socket.AF_INET) as ours,
+            mail.open_socket(socket.AF_INET) as guarded,
             mail.open_socket(socket.AF_INET) as another,
         ):
-            ours.bind(("127.0.0.1", 10725))
-            ours.listen(10)
+            guarded.bind(("127.0.0.1", 10725))
+            guarded.listen(10)
             another.bind(("127.0.0.1", 10726))
             another.listen(10)
             assert connects(mail, NOBODY, 10725)
@@ -381,9 +385,9 @@ CONNECT = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1]
 
 
 def as_service(argv: Sequence[str], *groups: int) -> list[str]:
-    """Run *argv* without root's powers over files, as systemd runs proxyshim.
+    """Return a command that runs *argv* without root's power over files, as systemd does.
 
-    Still with root's user id, for the interpreter may be in a directory of root's own.
+    It keeps root's user id, because the interpreter may be in a directory of root's.
     """
     powers = "--bounding-set=-all,+net_bind_service"
     member = f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups"
@@ -424,7 +428,7 @@ def test_postfix_on_a_unix_socket_is_reached_by_proxyshim_alone() -> None:
 
 
 def send_message(client: Host, port: int) -> str:
-    """Send a message to the mail host, and try to relay; return its queue id."""
+    """Send a message to the mail host, and try to relay; return the queue id."""
     with Conversation.open(client, (MAIL, port), CLIENT) as talk:
         talk.reply()
         for command in (
@@ -438,10 +442,10 @@ def send_message(client: Host, port: int) -> str:
         return queue_id_of(str(talk.ask("Subject: unix\r\n\r\n.")))
 
 
-# What the README says that is printed
+# Output that the README shows
 
 
-def test_check_prints_what_the_readme_says(tutorial: Tutorial) -> None:
+def test_check_prints_what_the_readme_shows(tutorial: Tutorial) -> None:
     config = tutorial.directory / "proxyshim.toml"
     config.write_text(marked("toml: the tutorial"))
     (tutorial.directory / "haproxy_hosts").write_text(marked("haproxy_hosts"))
@@ -452,7 +456,7 @@ def test_check_prints_what_the_readme_says(tutorial: Tutorial) -> None:
     assert missing_lines(shown, printed) == []
 
 
-def test_the_demo_prints_what_the_readme_says() -> None:
+def test_the_demo_prints_what_the_readme_shows() -> None:
     pytest.importorskip("aiosmtpd")
     done = subprocess.run(
         [sys.executable, "-m", "proxyshim", "demo"],
@@ -466,12 +470,12 @@ def test_the_demo_prints_what_the_readme_says() -> None:
 
 
 def missing_lines(shown: str, printed: str) -> list[str]:
-    """Return the lines that a document shows and the program does not print."""
+    """Return the lines that a document shows but the program does not print."""
     lines = printed.splitlines()
     return [line for line in shown.splitlines() if line not in lines]
 
 
-# What other programs say of their own configuration
+# Configurations of other programs, checked by those programs
 
 GLOBAL = "global\n    maxconn 100\ndefaults\n    timeout connect 5s\n"
 TIMEOUTS = "    timeout client 1m\n    timeout server 1m\n"
@@ -479,18 +483,18 @@ EXAMPLE = ROOT / "etc" / "haproxy.cfg.example"
 
 
 @pytest.mark.parametrize("block", all_blocks("haproxy"), ids=str)
-def test_haproxy_takes_every_example(block: Block, tmp_path: Path) -> None:
+def test_haproxy_accepts_every_documented_example(block: Block, tmp_path: Path) -> None:
     path = tmp_path / "haproxy.cfg"
     path.write_text(GLOBAL + TIMEOUTS + block.text)
     check_with_haproxy(path)
 
 
-def test_haproxy_takes_the_complete_example() -> None:
+def test_haproxy_accepts_the_complete_example() -> None:
     check_with_haproxy(EXAMPLE)
 
 
 def check_with_haproxy(path: Path) -> None:
-    """Fail on whatever HAProxy has to say, warnings too."""
+    """Fail on any message of HAProxy, even a warning."""
     done = subprocess.run(
         [find_program("haproxy"), "-c", "-dW", "-q", "-f", str(path)],
         stdout=subprocess.PIPE,
@@ -503,7 +507,7 @@ def check_with_haproxy(path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", all_blocks("dovecot"), ids=str)
-def test_dovecot_takes_every_example(block: Block, tmp_path: Path) -> None:
+def test_dovecot_accepts_every_documented_example(block: Block, tmp_path: Path) -> None:
     find_program("dovecot")
     path = tmp_path / "dovecot.conf"
     path.write_text("protocols = submission\n" + block.text)

@@ -1,9 +1,9 @@
-"""Dovecot's submission service as the backend: it keeps the right to XCLIENT.
+"""Dovecot's submission service as the backend, which keeps the right to XCLIENT.
 
-So every way for a client to have an XCLIENT of its own executed is tried through
-proxyshim.  What Dovecot believes is read from its log: each login and each disconnect
-there names the client's address.  That the attacks are attacks is shown on Dovecot
-itself, by a shim that just passes everything on.
+So we try every way for a client to have its own XCLIENT executed through proxyshim.
+Dovecot's log shows which address it believes: each login and each disconnect names the
+client's address.  To show that the attacks are real, the tests also run them on Dovecot
+itself, as if a shim passed everything on.
 """
 
 import base64
@@ -29,7 +29,7 @@ from tests.integration.lab.site import (
     mail_address,
 )
 
-# Ports of proxyshim: as it is by default, and with allow_plaintext_auth.
+# Ports of proxyshim: with default settings, and with allow_plaintext_auth.
 DEFAULT, WITH_AUTH = 587, 588
 DOVECOT = ("127.0.0.1", 10587)
 
@@ -69,8 +69,8 @@ def shim(site: Site, dovecot: Dovecot) -> Iterator[Shim]:
         running.stop_cleanly()
 
 
-# An attack is what the client sends, in pieces; before each but the first it reads a
-# reply.  "works" says that Dovecot, left alone with it, falls for it.
+# An attack is a sequence of pieces that the client sends.  It reads a reply before each
+# piece but the first.  "works" means that the attack succeeds on Dovecot itself.
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ ATTACKS = {
     "with-login": works((EHLO, XCLIENT + b" LOGIN=admin\r\n")),
     "login-alone": Attack((EHLO, b"XCLIENT LOGIN=admin\r\n")),
     "bare-lf": works((EHLO, XCLIENT + b"\n")),
-    "behind-a-bare-lf": works((EHLO, b"NOOP\nNOOP\n" + XCLIENT + b"\n")),
+    "after-a-bare-lf": works((EHLO, b"NOOP\nNOOP\n" + XCLIENT + b"\n")),
     "after-a-bare-cr": Attack((EHLO, b"NOOP\r" + LINE)),
     "leading-space": Attack((EHLO, b" " + LINE)),
     "leading-tab": Attack((EHLO, b"\t" + LINE)),
@@ -104,22 +104,22 @@ ATTACKS = {
     "ff-between": Attack((EHLO, LINE.replace(b" ", b"\f"))),
     "cr-between": Attack((EHLO, LINE.replace(b" ", b"\r"))),
     "two-spaces": Attack((EHLO, LINE.replace(b" ", b"  "))),
-    "nul-behind": Attack((EHLO, XCLIENT + b"\0junk\r\n")),
-    "behind-a-nul": works((EHLO, b"NOOP\0x\r\n" + LINE)),
+    "trailing-nul": Attack((EHLO, XCLIENT + b"\0junk\r\n")),
+    "after-a-nul": works((EHLO, b"NOOP\0x\r\n" + LINE)),
     "xtext": works((EHLO, b"XCLIENT ADDR=198+2E51.100.1\r\n")),
-    "behind-ehlo": works((EHLO + LINE,)),
-    "behind-two-ehlos": works((EHLO + EHLO + LINE,)),
-    "behind-helo": works((b"HELO client.example\r\n" + LINE,)),
-    "behind-a-bad-ehlo": works((b"EHLO\r\n" + LINE,)),
-    "behind-noop": works((EHLO, b"NOOP\r\n" + LINE)),
-    "behind-rset": works((EHLO, b"RSET\r\n" + LINE)),
-    "behind-help": works((EHLO, b"HELP\r\n" + LINE)),
-    "behind-vrfy": works((EHLO, b"VRFY x\r\n" + LINE)),
-    "behind-an-unknown-verb": works((EHLO, b"NOTAVERB\r\n" + LINE)),
-    "behind-mail": works((EHLO, b"MAIL FROM:<a@client.example>\r\n" + LINE)),
-    "behind-data": works((EHLO, b"DATA\r\n" + LINE)),
-    "behind-data-and-a-dot": works((EHLO, b"DATA\r\n.\r\n" + LINE)),
-    "behind-burl": works((EHLO, b"BURL imap://x LAST\r\n" + LINE)),
+    "after-ehlo": works((EHLO + LINE,)),
+    "after-two-ehlos": works((EHLO + EHLO + LINE,)),
+    "after-helo": works((b"HELO client.example\r\n" + LINE,)),
+    "after-a-bad-ehlo": works((b"EHLO\r\n" + LINE,)),
+    "after-noop": works((EHLO, b"NOOP\r\n" + LINE)),
+    "after-rset": works((EHLO, b"RSET\r\n" + LINE)),
+    "after-help": works((EHLO, b"HELP\r\n" + LINE)),
+    "after-vrfy": works((EHLO, b"VRFY x\r\n" + LINE)),
+    "after-an-unknown-verb": works((EHLO, b"NOTAVERB\r\n" + LINE)),
+    "after-mail": works((EHLO, b"MAIL FROM:<a@client.example>\r\n" + LINE)),
+    "after-data": works((EHLO, b"DATA\r\n" + LINE)),
+    "after-data-and-a-dot": works((EHLO, b"DATA\r\n.\r\n" + LINE)),
+    "after-burl": works((EHLO, b"BURL imap://x LAST\r\n" + LINE)),
     "in-bdat": works((EHLO, b"BDAT 27 LAST\r\n" + LINE)),
     "in-bdat-lower-case": works((EHLO, b"bdat 27 last\r\n" + LINE)),
     "in-bdat-bare-lf": works((EHLO, b"BDAT 27\n" + LINE)),
@@ -128,53 +128,53 @@ ATTACKS = {
     "in-bdat-hexadecimal": works((EHLO, b"BDAT 0x1b LAST\r\n" + LINE)),
     "in-bdat-no-size": works((EHLO, b"BDAT\r\n" + LINE)),
     "in-bdat-without-ehlo": works((b"BDAT 27 LAST\r\n" + LINE,)),
-    "behind-bdat-and-ehlo": works((EHLO + b"BDAT 27 LAST\r\n" + LINE,)),
+    "after-bdat-and-ehlo": works((EHLO + b"BDAT 27 LAST\r\n" + LINE,)),
     "as-auth-answer": Attack((EHLO, b"AUTH PLAIN\r\n", LINE)),
-    "behind-auth": Attack((EHLO, b"AUTH PLAIN\r\n" + LINE)),
-    "behind-auth-answer": works((EHLO, b"AUTH PLAIN\r\n", b"AHgAeA==\r\n" + LINE)),
-    "behind-auth-cancelled": works((EHLO, b"AUTH PLAIN\r\n", b"*\r\n" + LINE)),
-    "behind-auth-all-at-once": works((EHLO, b"AUTH PLAIN\r\n*\r\n" + LINE)),
-    "behind-auth-login": works((EHLO, b"AUTH LOGIN\r\nAA==\r\nAA==\r\n" + LINE)),
-    "behind-auth-initial": works((EHLO, b"AUTH PLAIN AHgAeA==\r\n" + LINE)),
-    "behind-auth-unknown": works((EHLO, b"AUTH NOTAMECHANISM\r\n" + LINE)),
-    "behind-auth-xclient": works((EHLO, b"AUTH XCLIENT\r\n" + LINE)),
-    "behind-starttls": Attack((EHLO, b"STARTTLS\r\n" + LINE)),
-    "behind-starttls-argument": works((EHLO, b"STARTTLS x\r\n" + LINE)),
-    "behind-a-long-line": works((EHLO, b"NOOP " + b"x" * 5000 + b"\r\n" + LINE)),
+    "after-auth": Attack((EHLO, b"AUTH PLAIN\r\n" + LINE)),
+    "after-auth-answer": works((EHLO, b"AUTH PLAIN\r\n", b"AHgAeA==\r\n" + LINE)),
+    "after-auth-cancelled": works((EHLO, b"AUTH PLAIN\r\n", b"*\r\n" + LINE)),
+    "after-auth-all-at-once": works((EHLO, b"AUTH PLAIN\r\n*\r\n" + LINE)),
+    "after-auth-login": works((EHLO, b"AUTH LOGIN\r\nAA==\r\nAA==\r\n" + LINE)),
+    "after-auth-initial": works((EHLO, b"AUTH PLAIN AHgAeA==\r\n" + LINE)),
+    "after-auth-unknown": works((EHLO, b"AUTH NOTAMECHANISM\r\n" + LINE)),
+    "after-auth-xclient": works((EHLO, b"AUTH XCLIENT\r\n" + LINE)),
+    "after-starttls": Attack((EHLO, b"STARTTLS\r\n" + LINE)),
+    "after-starttls-argument": works((EHLO, b"STARTTLS x\r\n" + LINE)),
+    "after-a-long-line": works((EHLO, b"NOOP " + b"x" * 5000 + b"\r\n" + LINE)),
     "at-16384-octets": Attack((EHLO, b"NOOP ".ljust(16_384, b"x") + LINE)),
-    "behind-xforward": works((EHLO, b"XFORWARD ADDR=198.51.100.1\r\n" + LINE)),
+    "after-xforward": works((EHLO, b"XFORWARD ADDR=198.51.100.1\r\n" + LINE)),
     "by-a-proxy-header": Attack((EHLO, b"PROXY TCP4 198.51.100.1 192.0.2.25 1 2\r\n")),
-    "behind-a-proxy-header": works((EHLO, b"PROXY UNKNOWN\r\n" + LINE)),
+    "after-a-proxy-header": works((EHLO, b"PROXY UNKNOWN\r\n" + LINE)),
 }
 
 
-# Where an attack is meant to work it spoofs another address, so that a late line in the
-# log can't be taken for the success of one that must fail.
+# An attack that is meant to work spoofs another address, so that a late line in the log
+# cannot be mistaken for the success of an attack that must fail.
 REALLY_SPOOFED = "198.51.100.2"
 
 
 def for_real(attack: Attack) -> Attack:
-    """Return the attack as it is tried on Dovecot itself."""
+    """Return the attack as we run it on Dovecot itself."""
     pieces = (piece.replace(b".100.1", b".100.2") for piece in attack.pieces)
     return Attack(tuple(pieces), attack.works)
 
 
 def play(talk: Conversation, attack: Attack) -> bytes:
-    """Send the pieces, say good-bye, and return all that came after the greeting."""
-    answers = b""
+    """Send the pieces and QUIT; return all replies after the greeting."""
+    replies = b""
     for number, piece in enumerate(attack.pieces):
         if number:
-            answers += talk.reply().octets
+            replies += talk.reply().octets
         last = number == len(attack.pieces) - 1
         try:
             talk.send(piece + b"QUIT\r\n" if last else piece)
         except (BrokenPipeError, ConnectionResetError):
-            break  # it has been thrown out
+            break  # the server has disconnected the client
     talk.finish()
-    return answers + talk.rest()
+    return replies + talk.rest()
 
 
-# At a login and at a disconnect; and where a wrong answer in AUTH is logged.
+# In the lines about a login, a disconnect, or a wrong answer in AUTH.
 CLIENT_IN_LOG = re.compile(r"(?:rip=|(?:plain|login)\([^,()]*,)([^,\s]+)")
 
 
@@ -187,7 +187,7 @@ def addresses_in(lines: list[str]) -> set[str]:
 @pytest.mark.parametrize("port", [DEFAULT, WITH_AUTH], ids=["default", "with-auth"])
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.usefixtures("shim")
-def test_the_attack_fails(
+def test_the_attack_on_dovecot_fails_through_proxyshim(
     site: Site, dovecot: Dovecot, attack: str, port: int, client: str
 ) -> None:
     mark = dovecot.lines.mark()
@@ -195,17 +195,19 @@ def test_the_attack_fails(
     with Conversation.open(site.client, where, client) as talk:
         rport = talk.port
         assert talk.reply().code == 220
-        answers = play(talk, ATTACKS[attack])
-    # Dovecot forgets to log the disconnect of who is thrown out in an AUTH dialogue.
+        replies = play(talk, ATTACKS[attack])
+    # Dovecot does not log the disconnect if it ends the session in an AUTH dialogue.
     named = rf"rip={client}, rport={rport}\b|auth: .*,{client},.*: invalid input"
     dovecot.lines.wait_for(named, since=mark)
     assert addresses_in(dovecot.lines.since(mark)) <= {CLIENT, CLIENT6}
-    # Dovecot greets anew after an XCLIENT.
-    assert b"\r\n220 " not in b"\r\n" + answers
+    # After an XCLIENT, Dovecot would greet again.
+    assert b"\r\n220 " not in b"\r\n" + replies
 
 
 @pytest.mark.parametrize("attack", [key for key, each in ATTACKS.items() if each.works])
-def test_the_attack_would_work(site: Site, dovecot: Dovecot, attack: str) -> None:
+def test_the_attack_on_dovecot_works_without_proxyshim(
+    site: Site, dovecot: Dovecot, attack: str
+) -> None:
     mark = dovecot.lines.mark()
     with Conversation.open(site.mail, DOVECOT, "127.0.0.1") as talk:
         assert talk.reply().code == 220
@@ -216,7 +218,9 @@ def test_the_attack_would_work(site: Site, dovecot: Dovecot, attack: str) -> Non
 
 @pytest.mark.usefixtures("shim")
 @pytest.mark.parametrize("port", [DEFAULT, WITH_AUTH], ids=["default", "with-auth"])
-def test_one_octet_at_a_time(site: Site, dovecot: Dovecot, port: int) -> None:
+def test_an_xclient_sent_one_octet_at_a_time_is_refused(
+    site: Site, dovecot: Dovecot, port: int
+) -> None:
     mark = dovecot.lines.mark()
     with Conversation.open(site.client, (MAIL, port), CLIENT) as talk:
         rport = talk.port
@@ -231,7 +235,7 @@ def test_one_octet_at_a_time(site: Site, dovecot: Dovecot, port: int) -> None:
 
 
 @pytest.mark.usefixtures("shim")
-def test_what_is_dangerous_is_not_offered(site: Site) -> None:
+def test_dangerous_extensions_of_dovecot_are_not_offered(site: Site) -> None:
     with Conversation.open(site.client, (MAIL, DEFAULT), CLIENT) as talk:
         talk.reply()
         offered = {line.split(" ")[0] for line in talk.ask("EHLO c.example").lines[1:]}
@@ -244,7 +248,7 @@ def test_what_is_dangerous_is_not_offered(site: Site) -> None:
 
 
 @pytest.mark.usefixtures("shim")
-def test_auth_is_offered_by_the_setting(site: Site) -> None:
+def test_allow_plaintext_auth_offers_auth(site: Site) -> None:
     with Conversation.open(site.client, (MAIL, WITH_AUTH), CLIENT) as talk:
         talk.reply()
         offered = talk.ask("EHLO c.example").lines
@@ -255,16 +259,16 @@ def test_auth_is_offered_by_the_setting(site: Site) -> None:
 @pytest.mark.usefixtures("shim")
 @pytest.mark.parametrize("client", [CLIENT, CLIENT6])
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])
-def test_login_and_mail_work(
+def test_login_and_mail_work_through_proxyshim(
     site: Site, dovecot: Dovecot, mechanism: str, client: str
 ) -> None:
     mark = dovecot.lines.mark()
     with LabSmtp(site.client, (mail_address(client), WITH_AUTH), client) as smtp:
-        port = smtp.port_of_ours
+        port = smtp.local_port
         smtp.ehlo()
         smtp.user, smtp.password = USER, PASSWORD
         method = smtp.auth_plain if mechanism == "PLAIN" else smtp.auth_login
-        # No initial response: the challenge is awaited, then answered.
+        # Without an initial response, so that the client waits for the challenge.
         code, _ = smtp.auth(mechanism, method, initial_response_ok=False)
         assert code == 235
         smtp.mail("sender@client.example")
@@ -293,7 +297,7 @@ def test_login_works_behind_a_proxy(site: Site, dovecot: Dovecot, form: str) -> 
         assert talk.reply().code == 220
         assert talk.ask("EHLO c.example").code == 250
         assert talk.ask(f"AUTH PLAIN {secret}").code == 235
-        # From here on Dovecot itself refuses it; the guard still does, too.
+        # After a login Dovecot itself refuses XCLIENT, and the guard still does too.
         assert talk.ask(LINE.rstrip()).code == 550
         assert talk.ask("QUIT").code == 221
     dovecot.lines.wait_for(f"Login: .* rip={CLIENT}, rport=40001", since=mark)
@@ -302,7 +306,7 @@ def test_login_works_behind_a_proxy(site: Site, dovecot: Dovecot, form: str) -> 
 
 @pytest.mark.parametrize("inside", ["plainly", "in-bdat", "with-login"])
 def test_tls_would_hide_the_attack(site: Site, dovecot: Dovecot, inside: str) -> None:
-    """Why STARTTLS is withheld: Dovecot would take it inside TLS as well."""
+    """The reason to withhold STARTTLS: Dovecot accepts XCLIENT inside TLS as well."""
     mark = dovecot.lines.mark()
     with Conversation.open(site.mail, DOVECOT, "127.0.0.1") as plain:
         plain.reply()
@@ -314,8 +318,10 @@ def test_tls_would_hide_the_attack(site: Site, dovecot: Dovecot, inside: str) ->
 
 
 @pytest.mark.usefixtures("shim")
-def test_tls_is_not_started(site: Site, dovecot: Dovecot) -> None:
-    """A client that goes on with TLS all the same does not get any."""
+def test_a_client_that_ignores_the_454_gets_no_tls(
+    site: Site, dovecot: Dovecot
+) -> None:
+    """A client that starts TLS after the refusal does not get it."""
     mark = dovecot.lines.mark()
     with Conversation.open(site.client, (MAIL, DEFAULT), CLIENT) as talk:
         rport = talk.port

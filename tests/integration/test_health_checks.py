@@ -1,4 +1,4 @@
-"""The health checks of a real HAProxy: what it learns, and that nobody is bothered."""
+"""The health checks of a real HAProxy: what they find, and that they log nothing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,15 +20,15 @@ from tests.integration.lab.site import CLIENT, MAIL, MAIL6, PROXY, PROXY6, Site,
 SMTPCHK = "option smtpchk EHLO lb.example.net"
 OFTEN = "check inter 100ms fall 2 rise 1"
 
-# The listener on this port has a backend that the tests stop and start.
+# The tests stop and start the backend of the listener on this port.
 FRAIL, FRAIL_BACKEND = 200, "127.0.0.1:11025"
-# The listeners for TCP checks have one that nobody else uses.
+# Only the listeners for TCP checks use this backend.
 IDLE_BACKEND = "127.0.0.1:11026"
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A kind of check: it has a listener of proxyshim's to itself, on this port."""
+    """A kind of check.  Each kind has its own listener of proxyshim, on this port."""
 
     port: int
     options: str
@@ -50,7 +50,7 @@ CHECKS = {**TCP_CHECKS, **SMTP_CHECKS}
 
 @pytest.fixture(scope="module")
 def idle_postfix(site: Site) -> Iterator[Postfix]:
-    """Return a Postfix that stays idle, unless a TCP check bothers it."""
+    """Return a Postfix that stays idle, unless a TCP check reaches it."""
     with a_postfix(site, IDLE_BACKEND) as running:
         yield running
 
@@ -101,18 +101,18 @@ def a_postfix(site: Site, address: str) -> Iterator[Postfix]:
 
 
 def connections(postfix: Postfix) -> list[str]:
-    """Return what a Postfix logged of those who connected."""
+    """Return the lines that Postfix logged about connecting clients."""
     return [line for line in postfix.lines.since() if "connect from" in line]
 
 
 def loud(shim: Shim, **match: object) -> list[Event]:
-    """Return the log lines with these values that an operator would see."""
+    """Return the log lines with these values that are not for debugging."""
     return [event for event in shim.events(0, **match) if event["level"] != "debug"]
 
 
 @pytest.mark.parametrize("mail", [MAIL, MAIL6])
 @pytest.mark.parametrize("name", CHECKS)
-def test_a_check_finds_us_up_and_is_quiet(
+def test_a_health_check_finds_the_shim_up_and_logs_nothing(
     site: Site, shim: Shim, idle_postfix: Postfix, name: str, mail: str
 ) -> None:
     check = CHECKS[name]
@@ -157,8 +157,10 @@ def test_smtpchk_takes_a_dead_backend_out(site: Site, shim: Shim, name: str) -> 
 
 
 @pytest.mark.parametrize("name", TCP_CHECKS)
-def test_a_tcp_check_sees_only_us(site: Site, shim: Shim, name: str) -> None:
-    """With a dead backend it still succeeds: the docs say to use smtpchk."""
+def test_a_tcp_check_does_not_notice_a_dead_backend(
+    site: Site, shim: Shim, name: str
+) -> None:
+    """A TCP check succeeds in spite of a dead backend; the docs recommend smtpchk."""
     mark = shim.lines.mark()
     with haproxy_that_checks(site, TCP_CHECKS[name], f"{MAIL}:{FRAIL}") as haproxy:
         haproxy.lines.wait_for("Health check for server mx/mx succeeded")
@@ -167,13 +169,13 @@ def test_a_tcp_check_sees_only_us(site: Site, shim: Shim, name: str) -> None:
 
 
 @pytest.mark.usefixtures("shim")
-def test_a_client_of_a_dead_backend_is_put_off(site: Site) -> None:
+def test_a_client_of_a_dead_backend_gets_a_421(site: Site) -> None:
     with Conversation.open(site.client, (MAIL, FRAIL), CLIENT) as talk:
         assert str(talk.reply()).startswith("421 4.")
         assert talk.rest() == b""
 
 
-def test_a_bare_connection_from_a_proxy_is_quiet(
+def test_a_bare_connection_from_a_proxy_logs_nothing(
     site: Site, shim: Shim, idle_postfix: Postfix
 ) -> None:
     port = CHECKS["tcp-v1"].port
@@ -187,7 +189,7 @@ def test_a_bare_connection_from_a_proxy_is_quiet(
 @pytest.mark.parametrize(
     "header", [b"PROXY UNKNOWN\r\n", b"\r\n\r\n\0\r\nQUIT\n \0\0\0"]
 )
-def test_the_five_commands_of_a_check_are_quiet(
+def test_the_five_commands_of_a_check_log_nothing(
     site: Site, shim: Shim, header: bytes
 ) -> None:
     port = CHECKS["smtp-v1"].port

@@ -1,4 +1,4 @@
-"""The resolver against a DNS server that says what it is told to, on loopback."""
+"""The resolver against a scripted DNS server on loopback."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,8 +16,8 @@ from proxyshim.names import FAILURE_TTL_S, Resolver, ResolverSettings, Result
 from proxyshim.smtp.xclient import NO_NAMES, TEMPUNAVAIL, UNAVAILABLE, Names
 from tests.dns_responder import Responder, labels, responder
 
-LIMIT_S = 20.0  # for a whole scenario, however busy the machine is
-PATIENCE_S = 10.0  # a session's, where the answer does come
+LIMIT_S = 20.0  # for a whole scenario, on however busy a machine
+PATIENCE_S = 10.0  # how long a session waits if the test expects an answer
 CLIENT, CLIENT6 = "198.51.100.7", "2001:db8:51::7"
 NAME = "client.example."
 
@@ -28,7 +28,7 @@ FAILED = Names(TEMPUNAVAIL, TEMPUNAVAIL)
 
 
 class Bench:
-    """A resolver with that server behind it, and a clock that stands still."""
+    """A resolver that asks that server, with a clock that the test sets."""
 
     def __init__(self, dns: Responder, settings: ResolverSettings) -> None:
         self.dns = dns
@@ -69,19 +69,19 @@ def play(scenario: Scenario, **bounds: int) -> None:
         runner.run(run())
 
 
-# What the names are.
+# The names of a client.
 
 Setting = Callable[[Responder], None]
 
 
-def says(*, to: Setting, expected: Names, address: str = CLIENT) -> None:
-    """Check the answer, and that of the cache."""
+def resolves(*, with_records: Setting, to: Names, address: str = CLIENT) -> None:
+    """Check the names, and that the second answer comes from the cache."""
 
     async def scenario(bench: Bench) -> None:
-        to(bench.dns)
-        assert await bench.names_of(address) == expected
+        with_records(bench.dns)
+        assert await bench.names_of(address) == to
         asked = len(bench.dns.asked)
-        assert await bench.names_of(address) == expected
+        assert await bench.names_of(address) == to
         assert len(bench.dns.asked) == asked
 
     play(scenario)
@@ -89,85 +89,88 @@ def says(*, to: Setting, expected: Names, address: str = CLIENT) -> None:
 
 @pytest.mark.parametrize("address", [CLIENT, CLIENT6])
 def test_a_name_that_has_the_address_is_confirmed(address: str) -> None:
-    def to(dns: Responder) -> None:
-        dns.point(address, NAME)
-        dns.name(NAME, "192.0.2.1", "2001:db8::1", address)
+    def records(dns: Responder) -> None:
+        dns.add_ptr(address, NAME)
+        dns.add_host(NAME, "192.0.2.1", "2001:db8::1", address)
 
-    says(to=to, expected=CONFIRMED, address=address)
+    resolves(with_records=records, to=CONFIRMED, address=address)
 
 
 def test_a_name_that_has_another_address_is_only_the_reverse_name() -> None:
-    def to(dns: Responder) -> None:
-        dns.point(CLIENT, NAME)
-        dns.name(NAME, "192.0.2.1")
+    def records(dns: Responder) -> None:
+        dns.add_ptr(CLIENT, NAME)
+        dns.add_host(NAME, "192.0.2.1")
 
-    says(to=to, expected=UNCONFIRMED)
+    resolves(with_records=records, to=UNCONFIRMED)
 
 
 def test_a_name_that_does_not_exist_is_only_the_reverse_name() -> None:
-    says(to=lambda dns: dns.point(CLIENT, NAME), expected=UNCONFIRMED)
+    resolves(with_records=lambda dns: dns.add_ptr(CLIENT, NAME), to=UNCONFIRMED)
 
 
 def test_the_other_family_confirms_nothing() -> None:
-    def to(dns: Responder) -> None:
-        dns.point(CLIENT, NAME)
-        dns.name(NAME, f"::ffff:{CLIENT}")
+    def records(dns: Responder) -> None:
+        dns.add_ptr(CLIENT, NAME)
+        dns.add_host(NAME, f"::ffff:{CLIENT}")
 
-    says(to=to, expected=UNCONFIRMED)
+    resolves(with_records=records, to=UNCONFIRMED)
 
 
 def test_without_a_ptr_record_there_are_no_names() -> None:
-    says(to=lambda dns: None, expected=NO_NAMES)
+    resolves(with_records=lambda dns: None, to=NO_NAMES)
 
 
-def test_cnames_are_followed_on_both_ways() -> None:
-    def to(dns: Responder) -> None:
-        dns.point_elsewhere(CLIENT, "7.0/25.100.51.198.in-addr.arpa.")
-        dns.point(CLIENT, NAME)
-        dns.alias(NAME, "host.provider.example.", CLIENT)
+def test_cnames_are_followed_in_both_directions() -> None:
+    def records(dns: Responder) -> None:
+        dns.add_ptr_alias(CLIENT, "7.0/25.100.51.198.in-addr.arpa.")
+        dns.add_ptr(CLIENT, NAME)
+        dns.add_alias(NAME, "host.provider.example.", CLIENT)
 
-    says(to=to, expected=CONFIRMED)
+    resolves(with_records=records, to=CONFIRMED)
 
 
 def test_the_first_of_several_ptr_records_counts() -> None:
-    def to(dns: Responder) -> None:
-        dns.point(CLIENT, NAME, "other.example.")
-        dns.name("other.example.", CLIENT)
+    def records(dns: Responder) -> None:
+        dns.add_ptr(CLIENT, NAME, "other.example.")
+        dns.add_host("other.example.", CLIENT)
 
-    says(to=to, expected=UNCONFIRMED)
+    resolves(with_records=records, to=UNCONFIRMED)
 
 
-def test_a_host_name_behind_a_bad_ptr_record_does_not_count() -> None:
-    def to(dns: Responder) -> None:
-        dns.point(CLIENT, "-bad.example.", NAME)
-        dns.name(NAME, CLIENT)
+def test_a_host_name_after_a_bad_ptr_record_does_not_count() -> None:
+    def records(dns: Responder) -> None:
+        dns.add_ptr(CLIENT, "-bad.example.", NAME)
+        dns.add_host(NAME, CLIENT)
 
-    says(to=to, expected=NO_NAMES)
+    resolves(with_records=records, to=NO_NAMES)
 
 
 def test_a_name_keeps_its_case() -> None:
-    def to(dns: Responder) -> None:
-        dns.point(CLIENT, "Client.Example.")
-        dns.name("Client.Example.", CLIENT)
+    def records(dns: Responder) -> None:
+        dns.add_ptr(CLIENT, "Client.Example.")
+        dns.add_host("Client.Example.", CLIENT)
 
-    says(to=to, expected=Names(b"Client.Example", b"Client.Example"))
+    resolves(with_records=records, to=Names(b"Client.Example", b"Client.Example"))
 
 
 @pytest.mark.parametrize("bare", ["localhost.", "mail.", "0xc6336407."])
 def test_a_forged_bare_name_is_not_confirmed(bare: str) -> None:
-    """No search domain makes it ours; and it is no other way to write an address."""
+    """No search domain is appended, and a number is not read as an address."""
     reverse = bare.removesuffix(".").encode()
-    says(to=lambda dns: dns.point(CLIENT, bare), expected=Names(UNAVAILABLE, reverse))
+    resolves(
+        with_records=lambda dns: dns.add_ptr(CLIENT, bare),
+        to=Names(UNAVAILABLE, reverse),
+    )
 
 
-def test_the_name_of_another_host_is_not_confirmed() -> None:
-    """Here /etc/hosts has it: 127.0.0.1, and not the DNS's word on it."""
+def test_a_name_that_etc_hosts_gives_to_another_host_is_not_confirmed() -> None:
+    """/etc/hosts says that localhost is 127.0.0.1, and overrides the DNS."""
 
-    def to(dns: Responder) -> None:
-        dns.point(CLIENT, "localhost.")
-        dns.name("localhost.", CLIENT)
+    def records(dns: Responder) -> None:
+        dns.add_ptr(CLIENT, "localhost.")
+        dns.add_host("localhost.", CLIENT)
 
-    says(to=to, expected=Names(UNAVAILABLE, b"localhost"))
+    resolves(with_records=records, to=Names(UNAVAILABLE, b"localhost"))
 
 
 HOSTILE = {
@@ -188,29 +191,29 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE.keys())
-def test_what_is_no_host_name_counts_as_none(name: Name) -> None:
-    def to(dns: Responder) -> None:
-        dns.point(CLIENT, name)
-        dns.name(str(name), CLIENT)
+def test_an_invalid_host_name_counts_as_none(name: Name) -> None:
+    def records(dns: Responder) -> None:
+        dns.add_ptr(CLIENT, name)
+        dns.add_host(str(name), CLIENT)
 
-    says(to=to, expected=NO_NAMES)
+    resolves(with_records=records, to=NO_NAMES)
 
 
 def test_the_longest_name_passes() -> None:
     longest = labels(b"a" * 63, b"b" * 63, b"c" * 63, b"d" * 61)
     octets = str(longest).removesuffix(".").encode()
 
-    def to(dns: Responder) -> None:
-        dns.point(CLIENT, longest)
-        dns.name(str(longest), CLIENT)
+    def records(dns: Responder) -> None:
+        dns.add_ptr(CLIENT, longest)
+        dns.add_host(str(longest), CLIENT)
 
-    says(to=to, expected=Names(octets, octets))
+    resolves(with_records=records, to=Names(octets, octets))
 
 
 def test_an_answer_too_long_for_a_datagram_comes_by_tcp() -> None:
     async def scenario(bench: Bench) -> None:
-        bench.dns.point(CLIENT, NAME)
-        bench.dns.name(NAME, *(f"192.0.2.{n}" for n in range(256)), CLIENT)
+        bench.dns.add_ptr(CLIENT, NAME)
+        bench.dns.add_host(NAME, *(f"192.0.2.{n}" for n in range(256)), CLIENT)
         bench.dns.truncate(NAME, "A")
         assert await bench.names_of() == CONFIRMED
         assert bench.dns.asked_by_tcp == 1
@@ -218,21 +221,21 @@ def test_an_answer_too_long_for_a_datagram_comes_by_tcp() -> None:
     play(scenario)
 
 
-# When it can't be said.
+# Failures and time limits.
 
 
 @pytest.mark.parametrize("code", [SERVFAIL, REFUSED])
-def test_a_server_that_can_not_say_is_a_temporary_failure(code: Rcode) -> None:
-    says(to=lambda dns: dns.fail(CLIENT, "PTR", code), expected=FAILED)
+def test_a_dns_error_is_a_temporary_failure(code: Rcode) -> None:
+    resolves(with_records=lambda dns: dns.fail(CLIENT, "PTR", code), to=FAILED)
 
 
 @pytest.mark.parametrize("code", [SERVFAIL, REFUSED])
-def test_the_reverse_name_is_known_when_the_way_back_fails(code: Rcode) -> None:
-    def to(dns: Responder) -> None:
-        dns.point(CLIENT, NAME)
+def test_the_reverse_name_is_kept_when_the_forward_lookup_fails(code: Rcode) -> None:
+    def records(dns: Responder) -> None:
+        dns.add_ptr(CLIENT, NAME)
         dns.fail(NAME, "A", code)
 
-    says(to=to, expected=HALF)
+    resolves(with_records=records, to=HALF)
 
 
 def test_a_session_waits_no_longer_than_its_limit() -> None:
@@ -244,9 +247,9 @@ def test_a_session_waits_no_longer_than_its_limit() -> None:
     play(scenario)
 
 
-def test_the_reverse_name_is_known_when_the_time_is_up_on_the_way_back() -> None:
+def test_the_reverse_name_is_kept_when_the_forward_lookup_times_out() -> None:
     async def scenario(bench: Bench) -> None:
-        bench.dns.point(CLIENT, NAME)
+        bench.dns.add_ptr(CLIENT, NAME)
         bench.dns.be_silent(NAME, "A")
         question = bench.resolver.ask(ip_address(CLIENT), 1.0)
         await bench.dns.wait_asked(2)
@@ -255,10 +258,10 @@ def test_the_reverse_name_is_known_when_the_time_is_up_on_the_way_back() -> None
     play(scenario)
 
 
-def test_a_lookup_goes_on_without_the_session_that_asked() -> None:
+def test_a_lookup_continues_without_the_session_that_asked() -> None:
     async def scenario(bench: Bench) -> None:
-        bench.dns.point(CLIENT, NAME)
-        bench.dns.name(NAME, CLIENT)
+        bench.dns.add_ptr(CLIENT, NAME)
+        bench.dns.add_host(NAME, CLIENT)
         answering = bench.dns.hold(CLIENT, "PTR")
         gone = asyncio.create_task(bench.names_of())
         await bench.dns.wait_asked(1)
@@ -275,13 +278,15 @@ def test_a_lookup_goes_on_without_the_session_that_asked() -> None:
 _PTR_OF_CLIENT = ("7.100.51.198.in-addr.arpa.", "PTR")
 
 
-def test_a_dead_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lookup gives its place away, and for a while nobody waits for that client."""
+def test_a_lookup_gives_up_on_a_dead_dns_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The lookup frees its place, and for a while no session waits for that client."""
     monkeypatch.setattr(names, "LOOKUP_LIMIT_S", 0.05)
 
     async def scenario(bench: Bench) -> None:
         bench.dns.be_silent(CLIENT, "PTR")
-        # The library alone would go on for some seconds.
+        # The library alone would keep trying for some seconds.
         async with asyncio.timeout(names.TRY_S):
             assert await bench.names_of() == FAILED
         assert bench.metrics.name_lookups_in_flight == 0
@@ -291,13 +296,13 @@ def test_a_dead_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     play(scenario)
 
 
-# Shared, kept, bounded.
+# Shared, cached, bounded.
 
 
 def test_many_sessions_of_a_client_share_one_lookup() -> None:
     async def scenario(bench: Bench) -> None:
-        bench.dns.point(CLIENT, NAME)
-        bench.dns.name(NAME, CLIENT)
+        bench.dns.add_ptr(CLIENT, NAME)
+        bench.dns.add_host(NAME, CLIENT)
         answering = bench.dns.hold(CLIENT, "PTR")
         questions = [
             bench.resolver.ask(ip_address(CLIENT), PATIENCE_S) for _ in range(50)
@@ -321,19 +326,19 @@ def test_many_sessions_of_a_client_share_one_lookup() -> None:
         (86_400, 86_400, names.MAX_TTL_S),
     ],
 )
-def test_a_name_is_kept_for_the_least_ttl(
+def test_a_name_is_cached_for_the_smallest_ttl(
     ptr_ttl: int, a_ttl: int, kept_s: float
 ) -> None:
     async def scenario(bench: Bench) -> None:
-        bench.dns.point(CLIENT, NAME, ttl=ptr_ttl)
-        bench.dns.name(NAME, CLIENT, ttl=a_ttl)
+        bench.dns.add_ptr(CLIENT, NAME, ttl=ptr_ttl)
+        bench.dns.add_host(NAME, CLIENT, ttl=a_ttl)
         await kept_for(bench, kept_s)
 
     play(scenario)
 
 
 async def kept_for(bench: Bench, seconds: float) -> None:
-    """Check when a result is not taken from the cache any more."""
+    """Check that the cache keeps a result for exactly that time."""
     await bench.names_of()
     assert bench.metrics.names_cached == 1
     bench.now = seconds - 0.001
@@ -344,11 +349,11 @@ async def kept_for(bench: Bench, seconds: float) -> None:
     assert bench.results()[Result.CACHED] == 1
 
 
-def test_that_there_is_no_name_is_kept_too() -> None:
+def test_the_absence_of_a_name_is_cached_too() -> None:
     play(lambda bench: kept_for(bench, names.DEFAULT_TTL_S))
 
 
-def test_a_failure_is_kept_for_a_short_time() -> None:
+def test_a_failed_lookup_is_cached_for_a_short_time() -> None:
     async def scenario(bench: Bench) -> None:
         bench.dns.fail(CLIENT, "PTR", SERVFAIL)
         await kept_for(bench, FAILURE_TTL_S)
@@ -356,7 +361,7 @@ def test_a_failure_is_kept_for_a_short_time() -> None:
     play(scenario)
 
 
-def test_the_cache_forgets_who_was_not_seen_for_longest() -> None:
+def test_the_cache_drops_the_least_recently_seen_client() -> None:
     async def scenario(bench: Bench) -> None:
         for address in ("192.0.2.1", "192.0.2.2", "192.0.2.1", "192.0.2.3"):
             await bench.names_of(address)
@@ -369,8 +374,8 @@ def test_the_cache_forgets_who_was_not_seen_for_longest() -> None:
     play(scenario, max_cached=2)
 
 
-def test_beyond_the_lookups_in_flight_nobody_waits() -> None:
-    """Clients that are known, or asked for already, are not concerned."""
+def test_a_new_client_does_not_wait_when_all_lookups_are_taken() -> None:
+    """Clients that are cached, or are being looked up already, are not affected."""
 
     async def scenario(bench: Bench) -> None:
         assert await bench.names_of("192.0.2.1") == NO_NAMES
@@ -389,8 +394,8 @@ def test_beyond_the_lookups_in_flight_nobody_waits() -> None:
     play(scenario, max_in_flight=1)
 
 
-def test_a_dead_server_does_not_pile_up_sessions() -> None:
-    """A hundred clients at once: ten wait, the others are through at once."""
+def test_a_dead_dns_server_does_not_pile_up_sessions() -> None:
+    """Of a hundred clients at once ten wait, and the others continue immediately."""
 
     async def scenario(bench: Bench) -> None:
         clients = [f"192.0.2.{n}" for n in range(100)]
@@ -408,12 +413,12 @@ def test_a_dead_server_does_not_pile_up_sessions() -> None:
 
 
 def test_the_librarys_own_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It keeps what we have forgotten; a new one is taken after so many lookups."""
+    """It keeps what our cache has dropped, so we replace it after RENEW_AFTER lookups."""
     monkeypatch.setattr(names, "RENEW_AFTER", 2)
 
     async def scenario(bench: Bench) -> None:
-        bench.dns.point(CLIENT, NAME)
-        bench.dns.name(NAME, CLIENT)
+        bench.dns.add_ptr(CLIENT, NAME)
+        bench.dns.add_host(NAME, CLIENT)
         for _ in range(3):
             assert await bench.names_of() == CONFIRMED
             bench.now += names.MAX_TTL_S
@@ -422,7 +427,7 @@ def test_the_librarys_own_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     play(scenario)
 
 
-def test_closing_gives_up_what_is_in_flight() -> None:
+def test_closing_the_resolver_cancels_lookups_in_flight() -> None:
     async def scenario(bench: Bench) -> None:
         bench.dns.be_silent(CLIENT, "PTR")
         bench.resolver.ask(ip_address(CLIENT), PATIENCE_S)
@@ -433,14 +438,14 @@ def test_closing_gives_up_what_is_in_flight() -> None:
     play(scenario)
 
 
-# What is counted.
+# Metrics.
 
 
-def test_each_way_to_end_is_counted() -> None:
+def test_each_result_of_a_lookup_is_counted() -> None:
     async def scenario(bench: Bench) -> None:
-        bench.dns.point("192.0.2.1", "a.example.")
-        bench.dns.name("a.example.", "192.0.2.1")
-        bench.dns.point("192.0.2.2", "b.example.")
+        bench.dns.add_ptr("192.0.2.1", "a.example.")
+        bench.dns.add_host("a.example.", "192.0.2.1")
+        bench.dns.add_ptr("192.0.2.2", "b.example.")
         bench.dns.fail("192.0.2.4", "PTR", SERVFAIL)
         for last in (1, 2, 3, 4, 4):
             await bench.names_of(f"192.0.2.{last}")

@@ -1,8 +1,7 @@
-"""HAProxy -> proxyshim -> Postfix, all real: whom does Postfix see, and what may they do?
+"""HAProxy -> proxyshim -> Postfix, all real: which client does Postfix see and allow what?
 
-What Postfix sees is read from its own log and from the Received: header of the stored
-mail.  "As on a direct connection" is not guessed: the same client also talks to the same
-service of the same Postfix with nothing in between.
+Postfix's log and the Received: header of the stored mail show what Postfix sees.  For
+comparison, the same client also talks directly to the same service of the same Postfix.
 """
 
 import re
@@ -44,12 +43,12 @@ from tests.integration.lab.site import (
     mail_address,
 )
 
-# Listeners of proxyshim: one per service of Postfix.
+# Ports of proxyshim, one per service of Postfix.
 PLAIN, BLOCKING, TLS, LOCAL = 25, 26, 27, 28
 
-# Ports of HAProxy: how it talks to proxyshim on port PLAIN.
+# Ports of HAProxy, one per way of talking to proxyshim's port PLAIN.
 V1, V2, V2_TLVS, V2_TO_6, UNLISTED = 25, 26, 27, 28, 29
-# And the other listeners, by v2; at last one where HAProxy itself does the TLS.
+# Ports for the other listeners, all with v2.  For the last one HAProxy terminates TLS.
 V2_BLOCKING, V2_TLS, V2_TLS_ENDS = 36, 37, 38
 
 HAPROXY_PORTS = {"v1": V1, "v2": V2, "v2-tlvs": V2_TLVS, "v2-to-6": V2_TO_6}
@@ -104,19 +103,19 @@ def haproxy(site: Site, shim: Shim) -> Iterator[HAProxy]:
 
 
 def target(way: str, client: str) -> tuple[str, int]:
-    """Return where *client* connects to, to reach the plain service that *way*."""
+    """Return the address at which *client* reaches the plain service that *way*."""
     if way == "no-proxy":
         return (mail_address(client), PLAIN)
     return (PROXY6 if ":" in client else PROXY, HAPROXY_PORTS[way])
 
 
 def as_postfix_writes(address: str) -> str:
-    """Return the address as it stands in a Received: header."""
+    """Return the address as Postfix writes it in a Received: header."""
     return f"[IPv6:{address}]" if ":" in address else f"[{address}]"
 
 
 def ask_to_relay(talk: Conversation) -> Reply:
-    """Greet, and return the reply to a recipient elsewhere."""
+    """Begin a mail; return the reply to a recipient elsewhere."""
     assert talk.reply().code == 220
     assert talk.ask("EHLO client.example").code == 250
     assert talk.ask("MAIL FROM:<sender@client.example>").code == 250
@@ -138,7 +137,7 @@ def dialogue(talk: Conversation, *commands: str) -> list[str]:
 @pytest.mark.parametrize("way", WAYS)
 def test_postfix_sees_the_client(site: Site, way: str, client: str) -> None:
     with LabSmtp(site.client, target(way, client), client) as smtp:
-        port = smtp.port_of_ours
+        port = smtp.local_port
         smtp.ehlo()
         assert smtp.mail("sender@client.example")[0] == 250
         assert smtp.rcpt("user@example.test")[0] == 250
@@ -156,8 +155,8 @@ def test_postfix_sees_the_client(site: Site, way: str, client: str) -> None:
 
 @pytest.mark.usefixtures("shim")
 @pytest.mark.parametrize("client", [CLIENT, CLIENT6])
-def test_a_unix_socket_will_do_as_the_backend(site: Site, client: str) -> None:
-    """To Postfix the shim is then 127.0.0.1, which may relay here."""
+def test_the_backend_may_be_a_unix_socket(site: Site, client: str) -> None:
+    """Postfix then sees the shim itself as 127.0.0.1, which may relay here."""
     where = (mail_address(client), LOCAL)
     with Conversation.open(site.client, where, client) as talk:
         name = talk.postfix_name
@@ -197,7 +196,7 @@ def test_one_log_line_joins_client_and_proxy(site: Site, shim: Shim) -> None:
 
 
 @pytest.mark.usefixtures("haproxy")
-def test_what_haproxy_says_of_tls_is_logged(site: Site, shim: Shim) -> None:
+def test_the_tls_details_from_haproxy_are_logged(site: Site, shim: Shim) -> None:
     context = any_certificate()
     context.load_cert_chain(site.certificate)
     context.set_alpn_protocols(["smtp"])
@@ -221,7 +220,7 @@ def test_what_haproxy_says_of_tls_is_logged(site: Site, shim: Shim) -> None:
 @pytest.mark.usefixtures("shim", "haproxy")
 @pytest.mark.parametrize("client", [CLIENT, CLIENT6])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_stranger_can_not_relay(site: Site, way: str, client: str) -> None:
+def test_a_stranger_cannot_relay(site: Site, way: str, client: str) -> None:
     direct = site.direct("plain", client)
     with Conversation.open(site.client, direct, client) as talk:
         refusal = ask_to_relay(talk)
@@ -234,13 +233,15 @@ def test_a_stranger_can_not_relay(site: Site, way: str, client: str) -> None:
 @pytest.mark.usefixtures("shim", "haproxy")
 @pytest.mark.parametrize("client", [FRIEND, FRIEND6])
 @pytest.mark.parametrize("way", WAYS)
-def test_who_may_relay_directly_may_relay(site: Site, way: str, client: str) -> None:
+def test_a_client_that_may_relay_directly_may_relay(
+    site: Site, way: str, client: str
+) -> None:
     with Conversation.open(site.client, target(way, client), client) as talk:
         assert ask_to_relay(talk).code == 250
 
 
-# What a listed proxy may send for a client that must not be believed: all of these
-# addresses are in mynetworks, so each would be an open relay.
+# Claims from a listed proxy that we must not believe.  All the addresses are in
+# mynetworks, so believing one would make an open relay.
 def v2(family: int, body: bytes, command: int = 1) -> bytes:
     signature = b"\r\n\r\n\x00\r\nQUIT\n"
     length = len(body).to_bytes(2, "big")
@@ -277,7 +278,7 @@ CLAIMS = {
 
 @pytest.mark.parametrize("source", [PROXY, PROXY6])
 @pytest.mark.parametrize("claim", CLAIMS)
-def test_such_a_claim_gets_no_mail_through(
+def test_an_unbelievable_claim_gets_no_mail_through(
     site: Site, shim: Shim, claim: str, source: str
 ) -> None:
     with Conversation.open(site.proxy, (mail_address(source), PLAIN), source) as talk:
@@ -292,7 +293,8 @@ def test_such_a_claim_gets_no_mail_through(
     # Postfix saw the proxy itself, and no mail.
     seen = f"disconnect from {re.escape(postfix_name)} (.*)"
     assert "mail=" not in site.postfix.lines.wait_for(seen)[1]
-    # It is logged, for behind an address-translating proxy real clients look like this.
+    # We log a warning, because behind an address-translating proxy real clients look
+    # like this.
     refused = shim.wait_event("command_refused", peer=name)
     assert refused["level"] == "warning"
     assert refused["reason"] in ("claim_not_believed", "no_client_address")
@@ -300,7 +302,7 @@ def test_such_a_claim_gets_no_mail_through(
 
 @pytest.mark.usefixtures("shim")
 def test_the_proxys_own_address_is_not_a_client(site: Site) -> None:
-    """HAProxy's v1 health check looks like that; its address may relay here."""
+    """HAProxy's v1 health check looks like that, and its address may relay here."""
     with Conversation.open(site.proxy, (MAIL, PLAIN), PROXY) as talk:
         talk.send(f"PROXY TCP4 {PROXY} {MAIL} {talk.port} {PLAIN}\r\n".encode())
         assert talk.reply().code == 220
@@ -310,7 +312,7 @@ def test_the_proxys_own_address_is_not_a_client(site: Site) -> None:
 
 @pytest.mark.usefixtures("shim")
 @pytest.mark.parametrize("client", [CLIENT, FRIEND, CLIENT6, FRIEND6])
-def test_a_client_can_not_say_who_it_is(site: Site, client: str) -> None:
+def test_a_client_cannot_claim_an_identity(site: Site, client: str) -> None:
     with Conversation.open(site.client, target("no-proxy", client), client) as talk:
         assert talk.reply().code == 220
         assert "XCLIENT" not in str(talk.ask("EHLO client.example"))
@@ -319,13 +321,15 @@ def test_a_client_can_not_say_who_it_is(site: Site, client: str) -> None:
         assert talk.ask("MAIL FROM:<sender@client.example>").code == 250
 
 
-# Postfix's own word to a client
+# Postfix's own refusal of a client
 
 
 @pytest.mark.usefixtures("shim", "haproxy")
 @pytest.mark.parametrize("way", ["no-proxy", "v2"])
 @pytest.mark.parametrize("client", [BLOCKED, BLOCKED6])
-def test_a_blocked_client_is_told_so(site: Site, way: str, client: str) -> None:
+def test_a_blocked_client_gets_postfixs_own_refusal(
+    site: Site, way: str, client: str
+) -> None:
     with Conversation.open(site.client, site.direct("blocking", client), client) as t:
         direct, own_port = t.reply(), t.port
     assert direct.code == 554
@@ -340,21 +344,24 @@ def test_a_blocked_client_is_told_so(site: Site, way: str, client: str) -> None:
 
 
 @pytest.mark.usefixtures("shim", "haproxy")
-def test_others_are_not_blocked(site: Site) -> None:
+def test_other_clients_are_not_blocked(site: Site) -> None:
     with Conversation.open(site.client, (PROXY, V2_BLOCKING), CLIENT) as talk:
         assert talk.reply().code == 220
 
 
-# Who is not listed
+# Unlisted proxies
 
 
 @pytest.mark.usefixtures("haproxy")
-def test_a_forgotten_proxy_is_named(site: Site, shim: Shim) -> None:
+def test_an_unlisted_proxy_is_named_in_the_reply_and_the_log(
+    site: Site, shim: Shim
+) -> None:
     mark = shim.lines.mark()
     with Conversation.open(site.client, (PROXY, UNLISTED), CLIENT) as talk:
         client = talk.postfix_name
         answer = talk.rest().decode()
-    # It is greeted first when its header comes late: nobody waits for a header.
+    # If the header comes late, the greeting comes first, because an unlisted peer does not
+    # have to send a header.
     last = answer.splitlines()[-1]
     assert last == f"421 4.7.1 PROXY not allowed from [{FORGOTTEN}]"
     refused = shim.wait_event("header_refused", since=mark)
@@ -367,7 +374,9 @@ def test_a_forgotten_proxy_is_named(site: Site, shim: Shim) -> None:
 @pytest.mark.usefixtures("shim")
 @pytest.mark.parametrize("form", ["v1-loopback", "v2-loopback"])
 @pytest.mark.parametrize("source", [FORGOTTEN, FORGOTTEN6])
-def test_an_unlisted_header_is_refused(site: Site, form: str, source: str) -> None:
+def test_a_header_from_an_unlisted_peer_is_refused(
+    site: Site, form: str, source: str
+) -> None:
     with Conversation.open(site.proxy, (mail_address(source), PLAIN), source) as talk:
         talk.send(CLAIMS[form])
         lines = talk.rest().decode().splitlines()
@@ -375,7 +384,7 @@ def test_an_unlisted_header_is_refused(site: Site, form: str, source: str) -> No
     assert [line[:3] for line in lines[:-1]] in ([], ["220"])
 
 
-def test_a_reload_lists_the_forgotten_proxy(site: Site) -> None:
+def test_a_reload_admits_a_newly_listed_proxy(site: Site) -> None:
     listener = Listener("mx", [f"{MAIL}:40"], site.backend("plain"))
     place = site.directory / "shim-reload"
     shim = Shim(site.mail, place, [listener], haproxy_hosts=[PROXY])
@@ -395,13 +404,15 @@ def test_a_reload_lists_the_forgotten_proxy(site: Site) -> None:
         shim.stop_cleanly()
 
 
-# The dialogue is Postfix's own
+# The dialogue with Postfix
 
 
 @pytest.mark.usefixtures("shim", "haproxy")
 @pytest.mark.parametrize("client", [CLIENT, CLIENT6])
 @pytest.mark.parametrize("way", WAYS)
-def test_the_dialogue_is_as_without_us(site: Site, way: str, client: str) -> None:
+def test_the_dialogue_is_the_same_as_without_proxyshim(
+    site: Site, way: str, client: str
+) -> None:
     commands = (
         *("HELO client.example", "EHLO client.example", "NOOP", "NOTAVERB", "HELP"),
         *("VRFY user@example.test", "EXPN all", "RCPT TO:<x@example.test>", ""),
@@ -433,7 +444,7 @@ def test_starttls_reaches_postfix(site: Site, way: str) -> None:
         assert plain.ask("STARTTLS").code == 220
         with plain.start_tls() as talk:
             assert "XCLIENT" not in str(talk.ask("EHLO client.example"))
-            # Postfix judges by the client's address; inside TLS nobody else can.
+            # Inside TLS only Postfix can refuse XCLIENT, by the client's address.
             assert talk.ask("XCLIENT ADDR=127.0.0.1").code == 550
             queue_id = send_content(talk, b"Subject: TLS\r\n\r\nsecret\r\n.\r\n")
             assert talk.ask("QUIT").code == 221
@@ -443,7 +454,7 @@ def test_starttls_reaches_postfix(site: Site, way: str) -> None:
 
 
 def send_content(talk: Conversation, content: bytes) -> str:
-    """Send a mail whose content ends as *content* does; return its queue id."""
+    """Send a mail with this content, which includes the final dot; return the queue id."""
     assert talk.ask("MAIL FROM:<sender@client.example>").code == 250
     assert talk.ask("RCPT TO:<user@example.test>").code == 250
     assert talk.ask("DATA").code == 354
@@ -454,7 +465,7 @@ def send_content(talk: Conversation, content: bytes) -> str:
 @pytest.mark.usefixtures("shim", "haproxy")
 @pytest.mark.parametrize("way", ["no-proxy", "v1", "v2"])
 def test_bdat_carries_any_octets(site: Site, way: str) -> None:
-    """Among them lines that look like commands and like an end of content."""
+    """The bytes include lines that look like commands and like an end of content."""
     first = b"Subject: BDAT\r\n\r\n.\r\nXCLIENT ADDR=127.0.0.1\r\nQUIT\r\n"
     last = b"PROXY TCP4 1.2.3.4 1.2.3.4 1 1\r\nend\r\n"
     with Conversation.open(site.client, target(way, CLIENT), CLIENT) as talk:
@@ -471,8 +482,8 @@ def test_bdat_carries_any_octets(site: Site, way: str) -> None:
 
 @pytest.mark.usefixtures("shim", "haproxy")
 @pytest.mark.parametrize("way", WAYS)
-def test_everything_in_one_segment(site: Site, way: str) -> None:
-    """As PIPELINING allows: the content's end and the next mail's envelope too."""
+def test_pipelined_content_and_envelopes_are_delivered(site: Site, way: str) -> None:
+    """As PIPELINING allows, the end of a content and the next envelope share a segment."""
     envelope = (
         b"MAIL FROM:<sender@client.example>\r\nRCPT TO:<user@example.test>\r\nDATA\r\n"
     )
@@ -508,7 +519,7 @@ def test_a_large_mail_arrives_unchanged(site: Site, way: str) -> None:
 @pytest.mark.usefixtures("haproxy")
 @pytest.mark.parametrize("way", ["no-proxy", "v2"])
 @pytest.mark.parametrize("end", ["close", "half-close", "reset"])
-def test_leaving_without_quit_is_no_error(
+def test_disconnecting_without_quit_is_no_error(
     site: Site, shim: Shim, way: str, end: str
 ) -> None:
     with Conversation.open(site.client, target(way, CLIENT), CLIENT) as talk:

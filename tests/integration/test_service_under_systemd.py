@@ -1,8 +1,9 @@
 """The service as systemd runs it: start, reload, restart, stop, crash, upgrade, sandbox.
 
-With a real systemd, the unit files of this source tree, and clients that send mail all the time.
-What they got a 250 for is what the mail server accepted, once and unchanged, whatever happens to
-the service meanwhile; and nobody's connection is refused or reset.
+These tests use a real systemd, the unit files of this source tree, and clients that send
+mail all the time.  Whatever happens to the service, the mail server must accept exactly
+the messages that got a 250, each once and unchanged, and no connection may be refused or
+reset.
 """
 
 import select
@@ -42,7 +43,7 @@ BROKEN_VERSION: Final = "0.1"
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """A machine with systemd, its MTA, and who else there is."""
+    """A machine with systemd, its MTA, and the other hosts."""
 
     machine: Machine
     mta: CountingMta
@@ -92,7 +93,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.fixture
 def install(world: World) -> Iterator[Callable[..., Service]]:
-    """Return what installs the service; it is removed after the test."""
+    """Return a function that installs the service, which is removed after the test."""
     with ExitStack() as cleanup:
 
         def install(config: str = CONFIG, **drop_ins: str) -> Service:
@@ -106,14 +107,17 @@ def install(world: World) -> Iterator[Callable[..., Service]]:
 
 @pytest.fixture
 def running(install: Callable[..., Service]) -> Service:
-    """Return the service as its unit files have it, started."""
+    """Return the service, started, with its unit files unchanged."""
     service = install()
     service.start()
     return service
 
 
 def all_well(load: Load, mta: CountingMta) -> bool:
-    """Tell whether nobody was refused, and every message arrived once and unchanged."""
+    """Check that nothing was refused and each message arrived once and unchanged.
+
+    Returns False if no message was sent.
+    """
     assert load.tally.faults == []
     sent = load.tally.digests
     arrived = {name: mta.digests.get(name) for name in sent}
@@ -123,7 +127,10 @@ def all_well(load: Load, mta: CountingMta) -> bool:
 
 
 def nobody_refused(load: Load, mta: CountingMta) -> bool:
-    """Tell whether only sessions that a dead process had were cut, and no message is lost."""
+    """Check that no connection was refused and no message was lost.
+
+    Sessions of a process that died may be cut.  Returns False if no message was sent.
+    """
     assert [each for each in load.tally.faults if "refused" in each] == []
     assert set(load.tally.digests) <= set(mta.accepted)
     return bool(load.tally.digests)
@@ -138,7 +145,7 @@ def listening_on(host: Host, address: str, port: int) -> Iterator[socket.socket]
 
 
 def is_connected_to(listening: socket.socket) -> bool:
-    """Tell whether somebody connected."""
+    """Return True if a connection is waiting."""
     return bool(select.select([listening], [], [], 0)[0])
 
 
@@ -153,7 +160,7 @@ def running_resolver(world: World, records: Sequence[str]) -> Iterator[None]:
 
 
 def example(name: str) -> str:
-    """Return an example of a drop-in, as it is."""
+    """Return an example drop-in, unchanged."""
     return (UNITS / "proxyshim.service.d" / f"{name}.conf.example").read_text()
 
 
@@ -176,9 +183,9 @@ def started(world: World) -> Iterator[Service]:
 
 
 class TestStartedByItsFirstClient:
-    """What only looks at it shares one."""
+    """Tests that only look at the service share one."""
 
-    def test_systemd_knows_that_it_is_ready(self, started: Service) -> None:
+    def test_systemd_knows_that_the_service_is_ready(self, started: Service) -> None:
         state = started.state("ActiveState", "StatusText")
         assert state["ActiveState"] == "active"
         assert state["StatusText"].startswith("Serving")
@@ -190,14 +197,14 @@ class TestStartedByItsFirstClient:
             with Client.greeted(world.client, (address, 25), source) as client:
                 assert client.ask("QUIT").code == 221
 
-    def test_the_queue_stays_as_long_as_the_socket_unit_made_it(
+    def test_the_accept_queue_keeps_the_length_that_the_socket_unit_sets(
         self, started: Service
     ) -> None:
         argv = ("ss", "--listening", "--tcp", "--numeric", "--no-header")
         queues = started.machine.run(*argv).splitlines()
         assert {line.split()[2] for line in queues if ":25 " in line} == {"1024"}
 
-    def test_it_has_no_capability(self, started: Service) -> None:
+    def test_the_running_service_has_no_capability(self, started: Service) -> None:
         status = started.machine.read(f"/proc/{started.pid}/status")
         rights = {line for line in status.splitlines() if line.startswith("Cap")}
         assert rights
@@ -206,12 +213,12 @@ class TestStartedByItsFirstClient:
         assert "Seccomp:\t2" in status
         assert "Uid:\t0\t" not in status
 
-    def test_its_start_is_no_matter_for_a_warning(self, started: Service) -> None:
+    def test_starting_the_service_logs_no_warning(self, started: Service) -> None:
         loud = [each for each in started.journal.entries() if each.priority <= WARNING]
         assert loud == []
 
 
-def test_a_broken_configuration_is_said_and_not_tried_again(
+def test_a_broken_configuration_is_logged_and_not_retried(
     install: Callable[..., Service],
 ) -> None:
     service = install(CONFIG.replace("name ", "nome "))
@@ -266,7 +273,7 @@ def test_a_broken_reload_changes_nothing_and_is_an_error(
 # Restart and stop
 
 
-def test_a_restart_under_load_lets_clients_wait_and_loses_nothing(
+def test_a_restart_under_load_makes_clients_wait_and_loses_nothing(
     running: Service, world: World
 ) -> None:
     before = running.pid
@@ -282,7 +289,7 @@ def test_a_restart_under_load_lets_clients_wait_and_loses_nothing(
 def test_a_stop_waits_for_the_answer_to_a_final_dot(
     install: Callable[..., Service], world: World
 ) -> None:
-    """Longer than a watchdog would; and a second SIGTERM makes no difference."""
+    """It waits longer than a watchdog would, and a second SIGTERM changes nothing."""
     service = install(watchdog=SHORT_WATCHDOG)
     service.start()
     before = service.pid
@@ -293,7 +300,7 @@ def test_a_stop_waits_for_the_answer_to_a_final_dot(
         service.journal.wait_event("drain_started")
         assert idle.reply().code == 421
         service.signal(before, "TERM")
-        late = world.client.connect(SMTP, CLIENT)  # is not refused, but waits
+        late = world.client.connect(SMTP, CLIENT)  # waits instead of being refused
         assert client.reply().code == 250
         assert client.reply().code == 421
         assert client.rest() == b""
@@ -308,7 +315,7 @@ def test_a_stop_waits_for_the_answer_to_a_final_dot(
 # Crashes
 
 
-def test_a_process_that_hangs_is_replaced_and_says_where_it_hung(
+def test_a_hanging_process_is_replaced_and_leaves_a_traceback(
     install: Callable[..., Service], world: World
 ) -> None:
     service = install(watchdog=SHORT_WATCHDOG)
@@ -324,7 +331,7 @@ def test_a_process_that_hangs_is_replaced_and_says_where_it_hung(
 
 
 def test_a_crash_under_load_refuses_nobody(running: Service, world: World) -> None:
-    """Its sessions are cut; what was not answered comes again, and may be there twice."""
+    """Open sessions are cut.  Clients repeat unanswered messages, so duplicates may occur."""
     before = running.pid
     with world.load() as load:
         load.wait_for_more(20)
@@ -342,7 +349,7 @@ def upgrade(service: Service) -> None:
 
 
 def upgraded(service: Service) -> int:
-    """Upgrade; return the successor's process id when it accepts."""
+    """Upgrade; return the successor's process id once it accepts connections."""
     mark = service.journal.lines.mark()
     upgrade(service)
     found = service.journal.wait_event("upgrade_handed_over", since=mark)
@@ -375,7 +382,7 @@ def test_an_upgrade_under_load_delays_and_loses_nothing(
     assert version_that_answers(running) == "2.0"
 
 
-def test_sessions_of_the_old_process_go_on_after_an_upgrade(
+def test_sessions_of_the_old_process_continue_after_an_upgrade(
     running: Service, world: World
 ) -> None:
     before = running.pid
@@ -402,7 +409,7 @@ def test_sessions_of_the_old_process_go_on_after_an_upgrade(
 def test_the_old_process_takes_over_from_a_successor_that_dies_or_hangs(
     how: str, install: Callable[..., Service], world: World
 ) -> None:
-    """The manager does not see it, for the successor is not its child while we live."""
+    """While the old process runs, systemd cannot watch the successor: it is no child."""
     service = install(watchdog=SHORT_WATCHDOG)
     service.start()
     before = service.pid
@@ -413,7 +420,7 @@ def test_the_old_process_takes_over_from_a_successor_that_dies_or_hangs(
             service.signal(successor, how)
             service.journal.wait_event("upgrade_failed", took_over=True)
             load.wait_for_more(20)
-        # For longer than a watchdog would wait for somebody dead to show life.
+        # This takes longer than a watchdog would wait for a dead process.
         old.send_message("<still-there@test>", SLOWLY_ANSWERED)
         assert old.reply().code == 250
     assert nobody_refused(load, world.mta)
@@ -480,7 +487,7 @@ def test_a_stop_during_an_upgrade_drains_both(running: Service, world: World) ->
 
 # The sandbox
 
-# Runs in place of proxyshim, in its sandbox, and says what it could do.
+# Runs in place of proxyshim, in its sandbox, and reports what it could do.
 PROBE: Final = """\
 import ctypes, json, os, pathlib, socket
 
@@ -545,7 +552,7 @@ LOCAL: Final = {"127.0.0.1", "127.0.0.53", "::1"}
 
 @pytest.fixture(scope="module")
 def found(world: World) -> Mapping[str, Any]:
-    """Run the probe as the service's program; return what it found."""
+    """Run the probe as the service's program; return its findings."""
     values = {"PLACES": PLACES, "ADDRESSES": ADDRESSES, "ELSEWHERE": ELSEWHERE}
     names = "".join(f"{name} = {value!r}\n" for name, value in values.items())
     world.machine.write("/opt/lab/probe.py", names + PROBE)
@@ -567,7 +574,7 @@ Restart=no
 """
 
 
-def test_a_program_in_the_sandbox_has_no_right_at_all(found: Mapping[str, Any]) -> None:
+def test_a_program_in_the_sandbox_has_no_privileges(found: Mapping[str, Any]) -> None:
     assert found["uid"] != 0
     assert found["capabilities"] == ["0000000000000000"] * 5
     assert found["no_new_privileges"] == "1"
@@ -579,14 +586,14 @@ def test_a_program_in_the_sandbox_has_no_right_at_all(found: Mapping[str, Any]) 
     assert found["read"] == dict.fromkeys(("/root", "/home"), "Permission denied")
 
 
-def test_a_program_in_the_sandbox_can_write_to_its_own_places_alone(
+def test_a_program_in_the_sandbox_can_write_only_to_its_own_directories(
     found: Mapping[str, Any],
 ) -> None:
     written = found["write"]
     assert {path for path, worked in written.items() if worked is True} == ITS_OWN
 
 
-def test_a_program_in_the_sandbox_reaches_this_host_alone(
+def test_a_program_in_the_sandbox_reaches_only_this_host(
     found: Mapping[str, Any],
 ) -> None:
     sent = {address for address, worked in found["send"].items() if worked is True}
@@ -607,7 +614,7 @@ def test_the_service_cannot_reach_a_mail_server_that_the_unit_does_not_allow(
         assert not is_connected_to(there)
 
 
-def test_it_reaches_a_mail_server_that_a_drop_in_allows(
+def test_the_service_reaches_a_mail_server_that_a_drop_in_allows(
     install: Callable[..., Service], world: World
 ) -> None:
     allow = example("addresses").replace(
@@ -624,7 +631,7 @@ def test_it_reaches_a_mail_server_that_a_drop_in_allows(
 def test_names_are_looked_up_within_the_sandbox(
     install: Callable[..., Service], world: World
 ) -> None:
-    """With the resolver library's threads, timers and sockets; a server on this host."""
+    """The sandbox allows the resolver library's threads, timers and sockets."""
     config = CONFIG.replace("resolve       = false", "resolve = true")
     dns = '\n[dns]\nnameservers = "127.0.0.1"\n'
     record = f"{ip_address(CLIENT).reverse_pointer}. PTR client.example."
@@ -647,7 +654,7 @@ Service=proxyshim.service
 
 @contextmanager
 def unit(machine: Machine, name: str, text: str) -> Iterator[None]:
-    """Have one more unit on *machine*."""
+    """Install one more unit on *machine*."""
     machine.write(f"/etc/systemd/system/{name}", text)
     try:
         yield
@@ -658,7 +665,7 @@ def unit(machine: Machine, name: str, text: str) -> Iterator[None]:
 
 @contextmanager
 def mail_server_on_a_unix_socket(machine: Machine) -> Iterator[str]:
-    """Yield what "backend" says of it."""
+    """Run a mail server on a unix socket; yield its name for the key "backend"."""
     path = machine.shared / "mta"
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(path))
@@ -669,10 +676,10 @@ def mail_server_on_a_unix_socket(machine: Machine) -> Iterator[str]:
     path.unlink()
 
 
-def test_with_a_mail_server_on_a_unix_socket_it_needs_no_network(
+def test_the_service_needs_no_network_for_a_mail_server_on_a_unix_socket(
     install: Callable[..., Service], world: World
 ) -> None:
-    """Even the metrics can be seen, if a socket unit opens them."""
+    """Even the metrics are available, if a socket unit opens their port."""
     machine = world.machine
     with (
         mail_server_on_a_unix_socket(machine) as backend,
@@ -694,7 +701,7 @@ def test_with_a_mail_server_on_a_unix_socket_it_needs_no_network(
     assert len(namespaces) == 2
 
 
-def test_the_configuration_may_be_for_root_alone(
+def test_the_configuration_may_be_readable_by_root_only(
     install: Callable[..., Service], world: World
 ) -> None:
     service = install(credentials=marked("drop-in: credentials"))
@@ -704,7 +711,7 @@ def test_the_configuration_may_be_for_root_alone(
         assert client.ask("QUIT").code == 221
 
 
-def test_without_a_socket_unit_it_binds_its_ports_itself(
+def test_the_service_binds_its_ports_itself_without_a_socket_unit(
     install: Callable[..., Service], world: World
 ) -> None:
     config = CONFIG.replace('"systemd:smtp"', '["0.0.0.0:25", "[::]:25"]')
@@ -743,7 +750,7 @@ def test_without_a_socket_unit_it_binds_its_ports_itself(
     ],
     ids=["addresses", "network"],
 )
-def test_what_the_sandbox_forbids_is_said_at_the_start(
+def test_settings_that_the_sandbox_forbids_are_logged_at_the_start(
     config: str,
     drop_ins: Mapping[str, str],
     keys: set[str],
@@ -776,7 +783,7 @@ def test_what_the_sandbox_forbids_is_said_at_the_start(
     ],
     ids=["port", "address-family"],
 )
-def test_a_socket_that_the_sandbox_forbids_ends_the_start(
+def test_a_socket_that_the_sandbox_forbids_fails_the_start(
     config: str,
     drop_ins: Mapping[str, str],
     words: str,

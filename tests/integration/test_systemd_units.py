@@ -1,4 +1,4 @@
-"""The unit files, without running them: systemd verifies them, and their values suit proxyshim."""
+"""The unit files, without running them: systemd's own checks, and values that must agree."""
 
 import re
 import shutil
@@ -15,12 +15,12 @@ from tests.integration.lab.needs import find_program
 from tests.integration.lab.service import UNITS
 
 DROP_INS: Final = UNITS / "proxyshim.service.d"
-# Exposure levels as systemd-analyze computes them, from 0 to 10.
+# Exposure as systemd-analyze rates it, from 0 to 10: how much an intruder could reach.
 LOCAL_RESOLVER, RESOLVER_ELSEWHERE, NO_NETWORK, OWN_PORT = 0.9, 1.0, 0.2, 1.4
 
 
 def installed(directory: Path, drop_ins: Iterable[str] = ()) -> Path:
-    """Copy the units with these drop-ins, in which we uncomment every suggested setting."""
+    """Copy the units with those example drop-ins, and uncomment all their settings."""
     for unit in ("proxyshim.service", "proxyshim.socket"):
         shutil.copy(UNITS / unit, directory)
     service = directory / "proxyshim.service"
@@ -51,12 +51,12 @@ EXAMPLES: Final = sorted(
 
 
 @pytest.mark.parametrize("drop_ins", [[], *([name] for name in EXAMPLES)], ids=str)
-def test_systemd_accepts_the_units_without_a_warning(
+def test_systemd_analyze_accepts_the_units_without_complaint(
     drop_ins: list[str], tmp_path: Path
 ) -> None:
     service = installed(tmp_path, drop_ins)
     text = service.read_text()
-    # "verify" requires that the program exists.
+    # systemd-analyze also checks that the program exists.
     service.write_text(text.replace("ExecStart=proxyshim", "ExecStart=/bin/true"))
     analyze = find_program("systemd-analyze")
     units = [str(service), str(tmp_path / "proxyshim.socket")]
@@ -75,7 +75,7 @@ def test_systemd_accepts_the_units_without_a_warning(
     ],
     ids=str,
 )
-def test_the_exposure_does_not_grow(
+def test_the_exposure_of_the_unit_does_not_grow(
     drop_ins: list[str], highest: float, tmp_path: Path
 ) -> None:
     service = installed(tmp_path, drop_ins)
@@ -84,7 +84,7 @@ def test_the_exposure_does_not_grow(
     assert done.returncode == 0, done.stdout
 
 
-def test_the_service_needs_no_capability() -> None:
+def test_the_service_unit_needs_no_capability() -> None:
     assert setting("CapabilityBoundingSet") == ""
 
 
@@ -96,11 +96,11 @@ def test_systemd_waits_as_long_as_a_drain_may_take() -> None:
     assert int(minutes[1]) * 60 >= longest_s
 
 
-def test_a_broken_configuration_causes_no_restart() -> None:
+def test_a_broken_configuration_does_not_restart_the_service() -> None:
     assert setting("RestartPreventExitStatus") == "78"
 
 
-def test_every_example_names_its_destination() -> None:
+def test_every_example_drop_in_names_its_destination() -> None:
     for name in EXAMPLES:
         text = (DROP_INS / f"{name}.conf.example").read_text()
         assert f"/etc/systemd/system/proxyshim.service.d/{name}.conf" in text

@@ -1,8 +1,8 @@
-"""Direct, or behind HAProxy and proxyshim: the MTA can't tell the two apart.
+"""The MTA cannot distinguish a direct client from one behind HAProxy and proxyshim.
 
-One script is played twice against the same Postfix, by the same client.  What the client
-hears, what Postfix logs and what it writes into the mail must be equal.  What is not is
-in DIFFERENCES, by its heading in docs/explanation/what-the-mta-sees.md.
+The same client plays one script twice against the same Postfix.  The replies, Postfix's
+log and the headers of the mail must be equal.  DIFFERENCES lists the exceptions, by their
+headings in docs/explanation/what-the-mta-sees.md.
 """
 
 import base64
@@ -16,7 +16,7 @@ import pytest
 
 from tests.docs import ROOT, read_document
 from tests.integration.lab.clients import Conversation
-from tests.integration.lab.policy import Told
+from tests.integration.lab.policy import Request
 from tests.integration.lab.postfix import queue_id_of
 from tests.integration.lab.sasl import PASSWORD, USER
 from tests.integration.lab.twin_site import (
@@ -41,7 +41,7 @@ def site() -> Iterator[TwinSite]:
         yield made
 
 
-# What is different, and taken out before comparing; all else has to be equal.
+# Known differences, which are removed before comparing.  Everything else has to be equal.
 DIFFERENCES: Final = {
     "How a connection begins and ends in the log": [
         (r"^connect from \S+$", "connect from"),
@@ -53,14 +53,14 @@ DIFFERENCES: Final = {
         (r"^warning: numeric hostname: .*", ""),
     ],
 }
-# Others, for which a test of its own stands below.
+# Differences that have their own tests below.
 TESTED_BELOW: Final = {
     "After a refusal at connect",
     "Names that are numbers",
     "Which of our addresses it was",
     "XCLIENT from a client",
 }
-# And those for which there is none: what it would take is said there.
+# Differences without a test.  The document says what a test would need.
 NOT_TESTED: Final = {
     "When the DNS is asked, and for how long",
     "Search domains and other sources of names",
@@ -69,14 +69,14 @@ NOT_TESTED: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One run of a script, from both ends."""
+    """One run of a script, as seen from both ends."""
 
-    heard: list[str]
+    replies: list[str]
     logged: list[str]
     headers: list[str]
 
 
-# The scripts: what comes back is part of them only where it decides what may follow.
+# The scripts.  They look at a reply only if it decides what may follow.
 
 
 def mail(talk: Conversation, helo: str = HELO) -> Iterator[str]:
@@ -99,7 +99,7 @@ def transaction(talk: Conversation) -> Iterator[str]:
 
 
 def login(talk: Conversation, password: str = PASSWORD) -> Iterator[str]:
-    """Relay, after AUTH."""
+    """Relay after AUTH."""
     yield str(talk.reply())
     yield str(talk.ask(f"EHLO {HELO}"))
     secret = base64.b64encode(f"\0{USER}\0{password}".encode()).decode()
@@ -113,14 +113,14 @@ def inside_tls(talk: Conversation, then: Script) -> Iterator[str]:
     yield str(talk.ask(f"EHLO {HELO}"))
     yield str(talk.ask("STARTTLS"))
     secured = talk.start_tls()
-    # The script begins with a greeting, which does not come again inside TLS.
+    # The script begins by reading a greeting, but inside TLS the server sends none.
     secured.send(b"NOOP\r\n")
     yield from then(secured)
     secured.close()
 
 
 def pipelined(talk: Conversation) -> Iterator[str]:
-    # One recipient is refused, so that one copy of the message is stored.
+    # One of two recipients is refused, so that one copy of the message is stored.
     yield str(talk.reply())
     yield str(talk.ask(f"EHLO {HELO}"))
     talk.send(
@@ -132,27 +132,27 @@ def pipelined(talk: Conversation) -> Iterator[str]:
         yield str(talk.reply())
 
 
-# Playing and comparing.
+# Play and compare.
 
 
 def play(site: TwinSite, way: Way, service: str, client: str, script: Script) -> Seen:
-    """Play the script that way; return what was seen, freed of what differs each time."""
+    """Play the script that way; return what was seen, without ids, dates and ports."""
     log = site.postfix.lines
     mark = log.mark()
     address = CLIENTS[client]
     with Conversation.open(site.client, way.to(service, address), address) as talk:
         port = talk.port
-        heard = list(until_closed(script(talk)))
+        replies = list(until_closed(script(talk)))
     log.wait_for(r"smtpd\[\d+\]: disconnect from", since=mark)
     logged = [line for line in log.since(mark) if "postfix/smtpd[" in line]
     headers = [
         header
-        for reply in heard
+        for reply in replies
         if "queued as" in reply
         for header in headers_of(site.postfix.stored(queue_id_of(reply)))
     ]
     events = [line.split("]: ", 1)[1] for line in logged]
-    return Seen(*(timeless(texts, port) for texts in (heard, events, headers)))
+    return Seen(*(timeless(texts, port) for texts in (replies, events, headers)))
 
 
 def until_closed(replies: Iterator[str]) -> Iterator[str]:
@@ -163,7 +163,7 @@ def until_closed(replies: Iterator[str]) -> Iterator[str]:
 
 
 def headers_of(stored: str) -> list[str]:
-    """Return the headers, each in one line."""
+    """Return the headers, each on one line."""
     return re.sub(r"\n[ \t]+", " ", stored.partition("\n\n")[0]).split("\n")
 
 
@@ -176,7 +176,7 @@ TIMELESS: Final = [
 
 
 def timeless(texts: list[str], port: int) -> list[str]:
-    """Take out queue ids, dates and the client's port."""
+    """Replace queue ids, dates and the client's port by placeholders."""
     rules = [*TIMELESS, (rf"\]:{port}\b", "]:PORT")]
     return [rewritten(text, rules) for text in texts]
 
@@ -188,16 +188,16 @@ def rewritten(text: str, rules: list[tuple[str, str]]) -> str:
 
 
 def unexplained(seen: Seen) -> Seen:
-    """Return it without the differences that have an explanation."""
+    """Return *seen* without the known differences."""
     rules = [rule for each in DIFFERENCES.values() for rule in each]
     logged = [rewritten(line, rules) for line in seen.logged]
-    return Seen(seen.heard, [line for line in logged if line], seen.headers)
+    return Seen(seen.replies, [line for line in logged if line], seen.headers)
 
 
 def play_both(
     site: TwinSite, service: str, client: str, script: Script = mail
 ) -> tuple[Seen, Seen]:
-    """Play it both ways, and return what is seen directly and behind."""
+    """Play the script both ways; return what was seen directly and behind proxyshim."""
     direct, behind = (
         unexplained(play(site, way, service, client, script))
         for way in (site.direct, site.behind)
@@ -208,13 +208,13 @@ def play_both(
 def looks_the_same(
     site: TwinSite, service: str, client: str, script: Script = mail
 ) -> Seen:
-    """Check that nothing but what is explained differs; return what is seen."""
+    """Check that only known differences occur; return what was seen."""
     direct, behind = play_both(site, service, client, script)
     assert behind == direct
     return direct
 
 
-# Who the client is.
+# The client's name and address.
 
 NAMES: Final = {
     "named": "named.example",
@@ -248,9 +248,9 @@ UNKNOWN: Final = [
     "not_ascii",
     "claims_a_name_of_etc_hosts",
 ]
-# Those for whom the DNS fails: 450, where the others have a lasting 550.
+# Clients for which the DNS fails get a temporary 450; the others get a 550.
 FOR_NOW: Final = [client for client in UNKNOWN if client.startswith("dns_")]
-# Those whose PTR is a host name, be it confirmed or not.
+# Clients whose PTR is a host name, whether it is confirmed or not.
 WITH_REVERSE_NAME: Final = [
     "mismatch",
     "mismatch_v6",
@@ -264,7 +264,9 @@ WITH_REVERSE_NAME: Final = [
 
 
 @pytest.mark.parametrize("client", [*NAMES, *UNKNOWN])
-def test_who_the_client_is(site: TwinSite, client: str) -> None:
+def test_postfix_sees_the_same_client_name_and_address(
+    site: TwinSite, client: str
+) -> None:
     seen = looks_the_same(site, "plain", client)
     address = CLIENTS[client]
     name = NAMES.get(client, "unknown")
@@ -275,29 +277,33 @@ def test_who_the_client_is(site: TwinSite, client: str) -> None:
 
 
 @pytest.mark.parametrize("client", [*NAMES, *UNKNOWN])
-def test_who_has_no_name(site: TwinSite, client: str) -> None:
+def test_clients_without_a_confirmed_name_are_refused_alike(
+    site: TwinSite, client: str
+) -> None:
     seen = looks_the_same(site, "names", client)
     if client in NAMES:
-        assert any("queued as" in reply for reply in seen.heard)
+        assert any("queued as" in reply for reply in seen.replies)
     else:
         code = "450 4.7.25" if client in FOR_NOW else "550 5.7.25"
-        assert any(reply.startswith(code) for reply in seen.heard)
+        assert any(reply.startswith(code) for reply in seen.replies)
 
 
 @pytest.mark.parametrize("client", ["named", "no_ptr_v6", "nul", *WITH_REVERSE_NAME])
-def test_who_has_no_reverse_name(site: TwinSite, client: str) -> None:
+def test_clients_without_a_reverse_name_are_refused_alike(
+    site: TwinSite, client: str
+) -> None:
     seen = looks_the_same(site, "reverse", client)
-    accepted = any("queued as" in reply for reply in seen.heard)
+    accepted = any("queued as" in reply for reply in seen.replies)
     assert accepted == (client in WITH_REVERSE_NAME or client in NAMES)
 
 
-# What is decided by that.
+# Decisions that depend on the client.
 
 
 @pytest.mark.parametrize("client", ["named", "blocklisted", "blocklisted_v6"])
-def test_blocklists(site: TwinSite, client: str) -> None:
+def test_blocklists_work_alike(site: TwinSite, client: str) -> None:
     seen = looks_the_same(site, "blocklist", client)
-    refused = any("blocked using dnsbl.example" in reply for reply in seen.heard)
+    refused = any("blocked using dnsbl.example" in reply for reply in seen.replies)
     assert refused == client.startswith("blocklisted")
 
 
@@ -312,18 +318,18 @@ ACCESS: Final = {
 
 
 @pytest.mark.parametrize(("client", "why"), ACCESS.items(), ids=ACCESS)
-def test_access_maps(site: TwinSite, client: str, why: str | None) -> None:
+def test_access_maps_work_alike(site: TwinSite, client: str, why: str | None) -> None:
     seen = looks_the_same(site, "access", client)
     if why is None:
-        assert any("queued as" in reply for reply in seen.heard)
+        assert any("queued as" in reply for reply in seen.replies)
     else:
-        assert any(reply.endswith(f"rejected: {why}") for reply in seen.heard)
+        assert any(reply.endswith(f"rejected: {why}") for reply in seen.replies)
 
 
 @pytest.mark.parametrize("client", ["named", "friend", "friend_v6"])
-def test_who_may_relay(site: TwinSite, client: str) -> None:
+def test_the_same_clients_may_relay(site: TwinSite, client: str) -> None:
     seen = looks_the_same(site, "plain", client)
-    relays = not any("Relay access denied" in reply for reply in seen.heard)
+    relays = not any("Relay access denied" in reply for reply in seen.replies)
     assert relays == client.startswith("friend")
 
 
@@ -331,13 +337,13 @@ def test_who_may_relay(site: TwinSite, client: str) -> None:
     "helo", [HELO, "nowhere.example", "short", "-bad-", "[198.51.100.11]"]
 )
 @pytest.mark.parametrize("service", ["helo", "helo" + AT_ONCE])
-def test_helo_checks(site: TwinSite, service: str, helo: str) -> None:
+def test_helo_checks_work_alike(site: TwinSite, service: str, helo: str) -> None:
     looks_the_same(site, service, "named", partial(mail, helo=helo))
 
 
-def test_pipelining_and_chunking(site: TwinSite) -> None:
+def test_pipelining_and_chunking_look_the_same(site: TwinSite) -> None:
     seen = looks_the_same(site, "plain", "named", pipelined)
-    assert any("queued as" in reply for reply in seen.heard)
+    assert any("queued as" in reply for reply in seen.replies)
 
 
 # Refused at connect (smtpd_delay_reject = no).
@@ -360,16 +366,16 @@ AT_CONNECT: Final = [
 
 
 @pytest.mark.parametrize(("service", "client", "code"), AT_CONNECT)
-def test_who_is_refused_at_connect(
+def test_the_same_clients_are_refused_at_connect(
     site: TwinSite, service: str, client: str, code: str
 ) -> None:
-    """Heard and logged are the same; then proxyshim takes leave of both sides."""
+    """Reply and log are the same; then proxyshim disconnects from both sides."""
     direct, behind = play_both(site, service + AT_ONCE, client)
-    assert direct.heard[0].startswith(code)
+    assert direct.replies[0].startswith(code)
     if code == "220":
         assert behind == direct
         return
-    assert behind.heard == [direct.heard[0], CLOSED]
+    assert behind.replies == [direct.replies[0], CLOSED]
     at_connect = "NOQUEUE: reject: CONNECT from"
     assert any(line.startswith(at_connect) for line in direct.logged)
     at_xclient = "NOQUEUE: reject: XCLIENT from"
@@ -378,34 +384,34 @@ def test_who_is_refused_at_connect(
     ]
 
 
-# Anvil: connections at one time, and in a minute.
+# Anvil limits: connections at one time, and per minute.
 
 
 def greetings(site: TwinSite, way: Way, service: str, at_once: bool) -> list[str]:
-    """Connect three times, and keep the connections or end them; return the greetings."""
+    """Connect three times, either at once or in turn; return the greetings."""
     address = CLIENTS[service]
     log = site.postfix.lines
     mark = log.mark()
-    talks, heard = [], []
+    talks, found = [], []
     for count in (1, 2, 3):
         talk = Conversation.open(site.client, way.to(service, address), address)
         talks.append(talk)
-        heard.append(str(talk.reply()))
+        found.append(str(talk.reply()))
         if not at_once:
-            if heard[-1].startswith(
-                "220"
-            ):  # or it is closed already, by a reset perhaps
+            if found[-1].startswith("220"):  # otherwise the server closes or resets
                 talk.ask("QUIT")
             talk.close()
             log.wait_for("disconnect from", since=mark, count=count)
     for talk in talks:
         talk.close()
     log.wait_for("disconnect from", since=mark, count=3)
-    return heard
+    return found
 
 
 @pytest.mark.parametrize(("service", "at_once"), [("crowd", True), ("rush", False)])
-def test_limits_on_connections(site: TwinSite, service: str, at_once: bool) -> None:
+def test_limits_on_connections_work_alike(
+    site: TwinSite, service: str, at_once: bool
+) -> None:
     direct = greetings(site, site.direct, service, at_once)
     assert direct[1].startswith("220")
     assert direct[2].startswith("421 4.7.0")
@@ -415,7 +421,7 @@ def test_limits_on_connections(site: TwinSite, service: str, at_once: bool) -> N
 # TLS and AUTH.
 
 
-def test_starttls(site: TwinSite) -> None:
+def test_starttls_looks_the_same(site: TwinSite) -> None:
     seen = looks_the_same(site, "login", "named", partial(inside_tls, then=mail))
     assert any("TLSv1.3" in header for header in seen.headers)
 
@@ -423,24 +429,24 @@ def test_starttls(site: TwinSite) -> None:
 @pytest.mark.parametrize(
     "script", [login, partial(inside_tls, then=login)], ids=["plaintext", "tls"]
 )
-def test_who_logs_in_may_relay(site: TwinSite, script: Script) -> None:
+def test_a_client_that_logs_in_may_relay(site: TwinSite, script: Script) -> None:
     seen = looks_the_same(site, "login", "named", script)
-    assert not any("Relay access denied" in reply for reply in seen.heard)
+    assert not any("Relay access denied" in reply for reply in seen.replies)
     assert any(f"(Authenticated sender: {USER})" in each for each in seen.headers)
 
 
-def test_a_wrong_password(site: TwinSite) -> None:
+def test_a_wrong_password_is_refused_alike(site: TwinSite) -> None:
     seen = looks_the_same(site, "login", "named", partial(login, password="wrong"))
-    assert any(reply.startswith("535") for reply in seen.heard)
+    assert any(reply.startswith("535") for reply in seen.replies)
 
 
-# What policy servers are told; milters are told the same.
+# The attributes that policy servers get.  Milters get the same.
 
 
-def told(site: TwinSite, way: Way, client: str) -> Told:
-    site.policy.told.clear()
+def policy_request(site: TwinSite, way: Way, client: str) -> Request:
+    site.policy.requests.clear()
     play(site, way, "policy", client, mail)
-    [first] = site.policy.told
+    [first] = site.policy.requests
     fleeting = {"instance", "client_port"}
     return {key: value for key, value in first.items() if key not in fleeting}
 
@@ -448,9 +454,9 @@ def told(site: TwinSite, way: Way, client: str) -> Told:
 @pytest.mark.parametrize(
     "client", ["named", "named_v6", "mismatch", "no_ptr", "dns_refused_forward"]
 )
-def test_what_a_policy_server_is_told(site: TwinSite, client: str) -> None:
-    direct = told(site, site.direct, client)
-    behind = told(site, site.behind, client)
+def test_a_policy_server_gets_the_same_attributes(site: TwinSite, client: str) -> None:
+    direct = policy_request(site, site.direct, client)
+    behind = policy_request(site, site.behind, client)
     changed = {key for key in direct | behind if direct.get(key) != behind.get(key)}
     assert changed == {"server_address", "server_port"}
     address = CLIENTS[client]
@@ -464,15 +470,15 @@ def test_what_a_policy_server_is_told(site: TwinSite, client: str) -> None:
 
 def test_a_name_that_is_a_number_is_not_confirmed(site: TwinSite) -> None:
     direct, behind = play_both(site, "names", "number_in_disguise")
-    assert any("queued as" in reply for reply in direct.heard)
-    assert any(reply.startswith("550 5.7.25") for reply in behind.heard)
+    assert any("queued as" in reply for reply in direct.replies)
+    assert any(reply.startswith("550 5.7.25") for reply in behind.replies)
     # As a reverse name it counts.
     direct, behind = play_both(site, "reverse", "number_in_disguise")
-    assert behind.heard == direct.heard
+    assert behind.replies == direct.replies
 
 
-def test_a_clients_own_xclient(site: TwinSite) -> None:
-    """Outside a transaction the refusal is Postfix's own, word for word."""
+def test_a_clients_own_xclient_is_refused_in_postfixs_words(site: TwinSite) -> None:
+    """Outside a transaction the refusal is the same as Postfix's, word for word."""
 
     def script(talk: Conversation) -> Iterator[str]:
         yield str(talk.reply())
@@ -484,12 +490,12 @@ def test_a_clients_own_xclient(site: TwinSite) -> None:
 
     direct, behind = play_both(site, "plain", "named", script)
     refusal = "550 5.7.0 Error: insufficient authorization"
-    assert direct.heard[2:5:2] == [
+    assert direct.replies[2:5:2] == [
         refusal,
         "503 5.5.1 Error: MAIL transaction in progress",
     ]
-    assert behind.heard[2:5:2] == [refusal, refusal]
-    assert behind.heard[:2] == direct.heard[:2]
+    assert behind.replies[2:5:2] == [refusal, refusal]
+    assert behind.replies[:2] == direct.replies[:2]
 
 
 def test_every_difference_is_explained_in_the_documents() -> None:

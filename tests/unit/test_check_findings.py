@@ -1,4 +1,4 @@
-"""``proxyshim check``: from what it saw to what it says.  A row per finding."""
+"""``proxyshim check``: from the answers it got to its findings.  One row per finding."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -34,7 +34,7 @@ OK, NOTE, WARNING, ERROR, UNSAFE = Severity
 
 
 def reply(text: str) -> Reply:
-    """Return a reply of several lines from its texts, divided by "/": "250 one/two"."""
+    """Return a multi-line reply; "/" separates the lines, as in "250 one/two"."""
     code, _, rest = text.partition(" ")
     *first, last = rest.split("/")
     raw = "".join(f"{code}-{line}\r\n" for line in first) + f"{code} {last}\r\n"
@@ -77,14 +77,14 @@ def offers(keywords: str) -> Hello:
 
 @dataclass(frozen=True)
 class Row:
-    """Answers that differ from good ones, and what must be said of them."""
+    """Answers that differ from good ones, and the finding that they must lead to."""
 
     severity: Severity
     says: str
     hello: Hello | BackendError = GOOD
     as_client: Mapping[Address, AsClient | BackendError] = field(default_factory=dict)
     exit: int = 0
-    alone: bool = False  # nothing else is said
+    alone: bool = False  # there is no other finding
 
 
 def useless(says: str, hello: Hello | BackendError) -> Row:
@@ -216,7 +216,7 @@ ROWS = {
         },
         exit=1,
     ),
-    "fails-behind-xclient": Row(
+    "fails-after-xclient": Row(
         ERROR,
         "as the client 192.0.2.1: closed; every client would get a 421",
         as_client={STRANGER: failed(Reason.BACKEND_CLOSED, "closed")},
@@ -269,19 +269,21 @@ def said(findings: Iterable[Finding], severity: Severity, text: str) -> bool:
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-def test_answers_are_judged(row: Row, tmp_path: Path) -> None:
+def test_answers_lead_to_their_findings(row: Row, tmp_path: Path) -> None:
     findings = judged(row, tmp_path)
     assert said(findings, row.severity, row.says), "\n".join(map(str, findings))
     assert exit_status(findings) == row.exit
     assert not row.alone or len(findings) == 1
 
 
-def test_of_a_good_backend_nothing_but_good_is_said(tmp_path: Path) -> None:
+def test_a_good_backend_gets_only_ok_findings(tmp_path: Path) -> None:
     assert {finding.severity for finding in judged(Row(OK, ""), tmp_path)} == {OK}
 
 
 @pytest.mark.parametrize("name", ["no-ipv6", "private-fails", "blocks-the-stranger"])
-def test_who_was_not_asked_is_not_said_to_be_refused(name: str, tmp_path: Path) -> None:
+def test_an_untested_address_is_not_reported_as_refused(
+    name: str, tmp_path: Path
+) -> None:
     asked = list(ROWS[name].as_client)
     findings = judged(ROWS[name], tmp_path)
     refused = [one.text for one in findings if "does not relay" in one.text]
@@ -289,7 +291,7 @@ def test_who_was_not_asked_is_not_said_to_be_refused(name: str, tmp_path: Path) 
     assert not any(str(address) in text for address in asked for text in refused)
 
 
-def test_a_backend_that_keeps_the_right_is_not_said_to_have_a_wide_list(
+def test_a_backend_that_keeps_the_right_is_not_reported_as_having_a_wide_list(
     tmp_path: Path,
 ) -> None:
     findings = judged(ROWS["keeps-the-right"], tmp_path)
@@ -361,7 +363,7 @@ UNIX = 'bind = "unix:/run/mx.sock"\n'
         ('believed_claims = ["::ffff:127.0.0.1"]', UNSAFE, "remove the entry"),
     ],
 )
-def test_a_listener_is_judged(
+def test_a_listener_leads_to_its_findings(
     table: str, severity: Severity, says: str, tmp_path: Path
 ) -> None:
     findings = judged_setup(load(tmp_path, table))
@@ -379,7 +381,7 @@ def test_claims_come_from_listed_proxies_and_unix_sockets(
     assert takes_claims(listener) is takes
 
 
-def test_a_list_that_is_empty_turns_proxy_off(tmp_path: Path) -> None:
+def test_an_empty_list_turns_proxy_support_off(tmp_path: Path) -> None:
     findings = judged_setup(load(tmp_path, LISTED, hosts="# nobody yet\n"))
     assert said(findings, NOTE, "hosts lists nobody, so PROXY support is off")
 
@@ -393,7 +395,7 @@ def test_a_list_that_is_empty_turns_proxy_off(tmp_path: Path) -> None:
         ([f"{n}.0.0.0/8" for n in range(1, 7)], "3.0.0.0/8 (hosts: line 3) and 3 more"),
     ],
 )
-def test_a_wide_list_is_warned_of(
+def test_a_wide_list_causes_a_warning(
     entries: list[str], says: str, tmp_path: Path
 ) -> None:
     assert said(judged_setup(load(tmp_path, LISTED), *entries), WARNING, says)
@@ -405,7 +407,7 @@ def test_a_list_of_subnets_is_not_wide(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("entry", ["127.0.0.1", "127.0.0.0/24", "::1"])
-def test_a_listed_loopback_is_warned_of_where_there_are_other_users(
+def test_a_listed_loopback_causes_a_warning_if_there_are_other_users(
     entry: str, tmp_path: Path
 ) -> None:
     loaded = load(tmp_path, LISTED)
@@ -415,7 +417,7 @@ def test_a_listed_loopback_is_warned_of_where_there_are_other_users(
     assert not any(finding.severity is WARNING for finding in alone)
 
 
-def test_a_mode_without_others_is_not_warned_of(tmp_path: Path) -> None:
+def test_a_unix_mode_without_others_causes_no_warning(tmp_path: Path) -> None:
     findings = judged_setup(load(tmp_path, UNIX + 'unix_mode = "0664"'))
     assert not any(finding.severity is WARNING for finding in findings)
 
@@ -433,7 +435,7 @@ def test_a_mode_without_others_is_not_warned_of(tmp_path: Path) -> None:
         ("127.0.0.1:0", "127.0.0.1:25", False),
     ],
 )
-def test_a_backend_that_is_a_listener_is_known(
+def test_a_backend_that_is_our_own_listener_is_recognised(
     bind: str, backend_name: str, own: bool, tmp_path: Path
 ) -> None:
     loaded = load(tmp_path, f'bind = "{bind}"')
@@ -449,11 +451,11 @@ def test_a_backend_that_is_a_listener_is_known(
         ("2001:db8::/32", "2001:db8::/32"),
     ],
 )
-def test_an_entry_is_read_as_the_list_reads_it(entry: str, network: str) -> None:
+def test_an_entry_is_read_as_the_allowlist_reads_it(entry: str, network: str) -> None:
     assert read_network(entry) == ip_network(network)
 
 
-# --- the end --------------------------------------------------------------------------
+# --- the summary ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -466,7 +468,7 @@ def test_an_entry_is_read_as_the_list_reads_it(entry: str, network: str) -> None
         ([UNSAFE, UNSAFE, ERROR], "NOT fit for use: 2 UNSAFE, 1 error", 1),
     ],
 )
-def test_the_summary_counts_and_the_status_follows(
+def test_summary_and_exit_status_follow_the_severities(
     severities: list[Severity], says: str, status: int
 ) -> None:
     findings = [Finding(severity, "subject", "text") for severity in severities]
@@ -474,6 +476,6 @@ def test_the_summary_counts_and_the_status_follows(
     assert exit_status(findings) == status
 
 
-def test_the_texts_of_findings_stand_below_each_other() -> None:
+def test_the_texts_of_findings_are_aligned() -> None:
     lines = [str(Finding(severity, "subject", "text")) for severity in Severity]
     assert {line.index("subject: text") for line in lines} == {9}

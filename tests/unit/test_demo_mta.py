@@ -1,6 +1,6 @@
-"""The demo's MTA speaks XCLIENT as Postfix does, and stores what it takes.
+"""The demo's MTA implements XCLIENT as Postfix does, and stores the mail that it accepts.
 
-The expected replies are Postfix 3.7's own.
+The expected replies are those of Postfix 3.7.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ Scenario = Callable[[EmbeddedMta, Dialogue], Awaitable[None]]
 
 @pytest.fixture
 def played(tmp_path: Path) -> Callable[..., None]:
-    """Return a function that plays a scenario, as one peer, with a fresh MTA."""
+    """Return a function that plays a scenario from one address with a new MTA."""
 
     async def play(scenario: Scenario, source: str) -> None:
         hosts = frozenset({ip_address(TRUSTED)})

@@ -1,4 +1,4 @@
-"""How many connections a second, and how many sessions of whom."""
+"""Limits: connections per second, and sessions per client."""
 
 from ipaddress import ip_address
 
@@ -6,22 +6,22 @@ import pytest
 
 from proxyshim.limits import RateLimit, Shares, client_key
 
-START = 1_000_000.0  # the kernel's clock does not begin at zero
+START = 1_000_000.0  # like the kernel's clock, which does not start at zero
 
 
 def admitted(limit: RateLimit, events: int, at: float) -> int:
-    """Return how many of so many events at one time are admitted."""
+    """Return how many of *events* events at one time are admitted."""
     return sum(limit.admits(at) for _ in range(events))
 
 
-# The rate.
+# RateLimit.
 
 
 def test_a_burst_of_one_second_is_admitted_and_no_more() -> None:
     assert admitted(RateLimit(20), 100, START) == 20
 
 
-def test_what_is_used_comes_back_with_time() -> None:
+def test_a_used_up_rate_recovers_with_time() -> None:
     limit = RateLimit(20)
     admitted(limit, 100, START)
     assert admitted(limit, 100, START + 0.25) == 5
@@ -29,13 +29,13 @@ def test_what_is_used_comes_back_with_time() -> None:
     assert admitted(limit, 100, START + 1.25) == 20
 
 
-def test_silence_saves_nothing_up() -> None:
+def test_silence_does_not_save_up_a_larger_burst() -> None:
     limit = RateLimit(20)
     admitted(limit, 100, START)
     assert admitted(limit, 100, START + 3600) == 20
 
 
-def test_over_time_the_rate_is_the_rate() -> None:
+def test_the_rate_holds_over_time() -> None:
     limit = RateLimit(10)
     admitted(limit, 10, START)
     times = [START + tick / 100 for tick in range(1, 1001)]
@@ -43,18 +43,18 @@ def test_over_time_the_rate_is_the_rate() -> None:
 
 
 @pytest.mark.parametrize("per_second", [0.1, 0.5, 1.0])
-def test_less_than_one_a_second_admits_one_now_and_then(per_second: float) -> None:
+def test_a_rate_below_one_admits_one_event_now_and_then(per_second: float) -> None:
     limit = RateLimit(per_second)
     assert admitted(limit, 5, START) == 1
     assert admitted(limit, 5, START + 0.9 / per_second) == 0
     assert admitted(limit, 5, START + 1.1 / per_second) == 1
 
 
-def test_no_rate_is_no_limit() -> None:
+def test_a_rate_of_zero_means_unlimited() -> None:
     assert admitted(RateLimit(0), 10_000, START) == 10_000
 
 
-# The shares.
+# Shares.
 
 
 def test_each_client_has_its_own_share() -> None:
@@ -63,7 +63,7 @@ def test_each_client_has_its_own_share() -> None:
     assert shares.take("b", 2)
 
 
-def test_what_is_given_back_can_be_taken_again() -> None:
+def test_a_share_given_back_can_be_taken_again() -> None:
     shares = Shares()
     assert shares.take("a", 1)
     assert not shares.take("a", 1)
@@ -71,7 +71,7 @@ def test_what_is_given_back_can_be_taken_again() -> None:
     assert shares.take("a", 1)
 
 
-def test_who_gives_one_back_keeps_the_others() -> None:
+def test_giving_one_share_back_keeps_the_others() -> None:
     shares = Shares()
     assert [shares.take("a", 3) for _ in range(4)] == [True, True, True, False]
     shares.give_back("a")
@@ -80,7 +80,7 @@ def test_who_gives_one_back_keeps_the_others() -> None:
     assert [shares.take("a", 3) for _ in range(3)] == [True, True, False]
 
 
-def test_a_client_that_has_none_is_forgotten() -> None:
+def test_a_client_without_shares_is_forgotten() -> None:
     shares = Shares()
     for client in map(str, range(1000)):
         assert shares.take(client, 1)
@@ -89,7 +89,7 @@ def test_a_client_that_has_none_is_forgotten() -> None:
     assert len(shares) == 0
 
 
-# Who counts as one client.
+# client_key.
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_client_that_has_none_is_forgotten() -> None:
         ("192.0.2.1", "192.0.2.1"),
     ],
 )
-def test_these_are_one_client(one: str, other: str) -> None:
+def test_the_addresses_of_one_client_have_one_key(one: str, other: str) -> None:
     assert client_key(ip_address(one)) == client_key(ip_address(other))
 
 
@@ -113,10 +113,10 @@ def test_these_are_one_client(one: str, other: str) -> None:
         ("0.0.0.1", "::1"),
     ],
 )
-def test_these_are_two(one: str, other: str) -> None:
+def test_the_addresses_of_two_clients_have_two_keys(one: str, other: str) -> None:
     assert client_key(ip_address(one)) != client_key(ip_address(other))
 
 
-def test_it_is_called_as_an_operator_would() -> None:
+def test_a_client_key_is_an_address_or_a_64_network() -> None:
     assert client_key(ip_address("192.0.2.1")) == "192.0.2.1"
     assert client_key(ip_address("2001:db8:1:2:3::4")) == "2001:db8:1:2::/64"

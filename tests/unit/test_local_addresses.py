@@ -1,12 +1,12 @@
-"""Which addresses are this host's own."""
+"""Which addresses count as this host's own."""
 
 import subprocess
 import sys
 
 from tests.integration.lab.needs import find_program, need_root
 
-# Its own addresses, but for the loopback ones, belong to the lines of "ip address" that it asks
-# for; in a namespace of its own, so that it can add and remove them.
+# Runs in its own network namespace, so that it can add and remove addresses with "ip
+# address".  Besides these the namespace has only the loopback addresses.
 ASK = """
 import subprocess, sys
 from ipaddress import ip_address
@@ -27,7 +27,8 @@ set -e
 {ip} link set far up
 exec "$@"
 """
-# Adding, removing, asking; and what the answers are.
+# Steps that add ("+"), remove ("-") or ask, and the expected answers.  Trailing blanks
+# keep the keys apart.
 STEPS = {
     "+192.0.2.10/24": None,
     "192.0.2.10": True,
@@ -35,12 +36,12 @@ STEPS = {
     "+192.0.2.11/24": None,
     "192.0.2.11 ": True,
     "192.0.2.10 ": True,
-    "-192.0.2.10/24": None,  # and the other one, in the same network, with it
+    "-192.0.2.10/24": None,  # also removes the secondary address of that network
     "192.0.2.11  ": False,
     "+192.0.2.11/24 broadcast +": None,
     "192.0.2.10  ": False,
     "127.0.0.1": True,
-    "192.0.2.99": False,  # not as seen from 127.0.0.1
+    "192.0.2.99": False,  # even though we have just asked about 127.0.0.1
     "192.0.2.255": True,  # broadcast
     "198.51.100.1": False,  # no route
     "192.0.2.11   ": True,
@@ -56,12 +57,12 @@ STEPS = {
     "2001:db8::10 ": False,
     "2001:db8:1::1": False,  # no route
     "2001:db8::11  ": True,
-    "+::192.0.2.1/128 nodad": None,  # which is written in more than one way
+    "+::192.0.2.1/128 nodad": None,  # an address with more than one spelling
     "::192.0.2.1": True,
 }
 
 
-def test_what_was_added_or_removed_since_counts_at_once() -> None:
+def test_added_and_removed_local_addresses_count_at_once() -> None:
     need_root()
     unshare, ip = find_program("unshare"), find_program("ip")
     asked = [sys.executable, "-c", ASK, ip, *(step.rstrip() for step in STEPS)]

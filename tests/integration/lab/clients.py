@@ -1,4 +1,4 @@
-"""SMTP clients with an address of their own: smtplib, and one that shows each octet."""
+"""SMTP clients that choose their own address: smtplib, and one that shows every byte."""
 
 import contextlib
 import re
@@ -14,30 +14,30 @@ from tests.integration.lab.netns import Host
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One SMTP reply as it came."""
+    """An SMTP reply as received."""
 
     octets: bytes
 
     @property
     def code(self) -> int:
-        """Return its code; 0 when the server closed instead."""
+        """Return the code; 0 if the server closed instead of replying."""
         return int(self.octets[:3] or b"0")
 
     @property
     def lines(self) -> list[str]:
-        """Return the text of its lines, without the codes."""
+        """Return the text of each line, without the codes."""
         return [line[4:] for line in str(self).split("\r\n")]
 
     def __str__(self) -> str:
-        """Return the text as sent, less the last line end."""
+        """Return the text as sent, without the last line end."""
         return self.octets.decode("ascii", "backslashreplace").removesuffix("\r\n")
 
 
 class Conversation:
-    """A client that sends exactly what it is told to, and reads whole replies."""
+    """A client that sends exactly what the test says, and reads whole replies."""
 
     def __init__(self, sock: socket.socket) -> None:
-        """Talk on *sock*, whose time limit holds for every step."""
+        """Use *sock*, whose time limit applies to every step."""
         self.sock = sock
         self._input = sock.makefile("rb")
 
@@ -74,31 +74,31 @@ class Conversation:
 
     @property
     def postfix_name(self) -> str:
-        """Return the same as Postfix logs it."""
+        """Return our own address and port, as Postfix logs them."""
         return f"unknown[{self.sock.getsockname()[0]}]:{self.port}"
 
     def send(self, octets: bytes) -> None:
-        """Send these octets, no more and no less."""
+        """Send exactly these bytes."""
         self.sock.sendall(octets)
 
     def send_each_octet(self, octets: bytes) -> None:
-        """Send them in a segment each."""
+        """Send each byte in its own segment."""
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for octet in octets:
             self.sock.sendall(bytes([octet]))
 
     def reset_when_closed(self) -> None:
-        """Make the coming close a reset."""
+        """Make the coming close send a reset."""
         linger = struct.pack("ii", 1, 0)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
     def finish(self) -> None:
-        """Say that nothing more will come; replies may still be read."""
+        """Send an end of file; replies can still be read."""
         with contextlib.suppress(OSError):  # the other end may have closed already
             self.sock.shutdown(socket.SHUT_WR)
 
     def reply(self) -> Reply:
-        """Read one reply, of however many lines; an empty one at the end of file."""
+        """Read one reply with all its lines; it is empty at the end of file."""
         lines = []
         while line := self._input.readline():
             lines.append(line)
@@ -113,7 +113,7 @@ class Conversation:
         return self.reply()
 
     def rest(self) -> bytes:
-        """Read until the server closes; a reset counts as a close."""
+        """Read until the server closes.  A reset counts as a close."""
         octets = bytearray()
         try:
             while chunk := self._input.read1():
@@ -125,14 +125,14 @@ class Conversation:
     def start_tls(
         self, context: ssl.SSLContext | None = None, name: str | None = None
     ) -> "Conversation":
-        """Return a conversation on the same connection, inside TLS from here on."""
+        """Return a conversation on the same connection, which is inside TLS from now on."""
         self._input.close()
         context = context or any_certificate()
         return Conversation(context.wrap_socket(self.sock, server_hostname=name))
 
 
 class LabSmtp(smtplib.SMTP):
-    """smtplib, connecting from a host of the lab."""
+    """An smtplib client that connects from a host of the lab."""
 
     def __init__(self, host: Host, to: tuple[str, int], source: str) -> None:
         """Connect from *source* and read the greeting."""
@@ -141,7 +141,7 @@ class LabSmtp(smtplib.SMTP):
         super().__init__(to[0], to[1], "client.example", timeout=10)
 
     @property
-    def port_of_ours(self) -> int:
+    def local_port(self) -> int:
         """Return our own port."""
         assert self.sock is not None
         return int(self.sock.getsockname()[1])
@@ -152,7 +152,7 @@ class LabSmtp(smtplib.SMTP):
 
 
 def any_certificate() -> ssl.SSLContext:
-    """Return a client context that asks for TLS, not for proof."""
+    """Return a client context that accepts any certificate."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,7 +1,7 @@
-"""A mail server that takes XCLIENT, accepts everything, and knows how often it did.
+"""A mail server that takes XCLIENT, accepts every message, and counts how often.
 
-A message says itself how long it takes: ``X-Answer-After: 0.3`` lets that many seconds pass between
-its final dot and the answer.
+A message can delay its own reply: with ``X-Answer-After: 0.3`` the server waits that many
+seconds between the final dot and the reply.
 """
 
 import asyncio
@@ -22,14 +22,14 @@ _HEADER = re.compile(rb"^(Message-ID|X-Answer-After): (.*)\r$", re.M)
 
 
 class CountingMta:
-    """Serves a listening socket until the end of the block, on a thread of its own."""
+    """Serves a listening socket in a thread until the end of the block."""
 
     def __init__(self, listening: socket.socket) -> None:
         """Take over the socket."""
         self._socket = listening
         self._changed = threading.Condition()
         self.connections = 0
-        # By Message-ID: how often accepted, and what it was.
+        # By Message-ID: how often a message was accepted, and its digest.
         self.accepted: Counter[str] = Counter()
         self.digests: dict[str, str] = {}
         self._dots: set[str] = set()
@@ -37,20 +37,20 @@ class CountingMta:
         self._thread = threading.Thread(target=self._run, name="mta")
 
     def __enter__(self) -> Self:
-        """Begin to serve."""
+        """Start serving."""
         self._thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Serve no more."""
+        """Stop serving."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(DEADLINE_S)
 
     def wait_for_dot(self, message_id: str) -> None:
-        """Wait until the whole of that message is here, and its answer is not yet given."""
+        """Wait until that message has come completely.  Its reply may come later."""
         with self._changed:
             came = self._changed.wait_for(lambda: message_id in self._dots, DEADLINE_S)
-        assert came, f"the whole of {message_id} did not come"
+        assert came, f"{message_id} did not come completely"
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -109,7 +109,7 @@ class CountingMta:
             await writer.drain()
 
     async def _accept(self, content: bytes) -> None:
-        """Count it, when its time has come: what is answered after that is not decided anew."""
+        """Count the message after its delay.  From then on it is accepted."""
         header = dict(_HEADER.findall(content[:2000]))
         message_id = header[b"Message-ID"].decode()
         self._note_dot(message_id)

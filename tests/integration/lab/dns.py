@@ -1,4 +1,4 @@
-"""A real DNS server: Unbound, authoritative for what a test gives it, asking nobody."""
+"""A real DNS server: Unbound, which answers from the records of a test and asks nobody."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,8 +7,8 @@ from tests.integration.lab.needs import find_program
 from tests.integration.lab.netns import Host
 from tests.integration.lab.programs import Program
 
-# Records are the server's own; what is not there does not exist.  The small answers make
-# the long ones come by TCP.
+# The server knows its own records only; other names do not exist.  The small
+# max-udp-size makes long answers come by TCP.
 CONFIG = """\
 server:
     interface: {address}
@@ -47,10 +47,10 @@ class Unbound(Program):
         records: Sequence[str],
         zones: Sequence[tuple[str, str]] = (),
     ) -> None:
-        """Serve *records*, a line each as in a zone file, on port 53 of *address*.
+        """Serve *records* (lines of a zone file) on port 53 of *address*.
 
-        *zones* are names with another way to answer: "always_deny" is silent, "refuse"
-        refuses (unbound.conf(5), local-zone).
+        *zones* are names that are answered in another way: "always_deny" is silent,
+        "always_refuse" refuses (unbound.conf(5), local-zone).
         """
         directory.mkdir(parents=True)
         config = directory / "unbound.conf"

@@ -1,6 +1,6 @@
 """Dovecot's submission service: a backend that keeps the XCLIENT right after its use.
 
-It hands the mail on to a relay host, here the lab's Postfix on the same host.
+It passes mail on to a relay host, here the lab's Postfix on the same host.
 """
 
 from pathlib import Path
@@ -46,7 +46,7 @@ service submission-login {{
     port = {port}
   }}
 }}
-# No waiting for those who failed before.
+# Do not delay a client that failed to log in before.
 service anvil {{
   unix_listener anvil-auth-penalty {{
     mode = 0
@@ -70,7 +70,7 @@ class Dovecot(Program):
         relay: tuple[str, int],
         certificate: Path | None = None,
     ) -> None:
-        """Write its configuration below *directory* and start it on *host*."""
+        """Write the configuration into *directory* and start Dovecot on *host*."""
         find_program("/usr/lib/dovecot/submission")
         directory.mkdir(parents=True)
         keys = ""

@@ -1,4 +1,4 @@
-"""A real HAProxy: one process, any number of listen sections in TCP mode."""
+"""A real HAProxy: one process with any number of listen sections in TCP mode."""
 
 import csv
 import socket
@@ -16,7 +16,7 @@ global
     stats socket {stats} mode 600 level admin
     log stdout format raw daemon debug
     maxconn 500
-    # With one thread what "show stat" says can't be older than what was logged.
+    # With one thread, "show stat" cannot be older than the log.
     nbthread 1
 defaults
     mode tcp
@@ -27,7 +27,7 @@ defaults
     timeout check 5s
 """
 
-# Every TLV that HAProxy can send; ssl and cert-cn say "no TLS" for a plain client.
+# Every TLV that HAProxy can send.  For a plain client, ssl and cert-cn say "no TLS".
 ALL_V2_OPTIONS = "send-proxy-v2 proxy-v2-options crc32c,unique-id,authority,ssl,cert-cn"
 UNIQUE_ID = r"unique-id-format %{+X}o\ %ci:%cp_%fi:%fp_%Ts_%rt:%pid"
 
@@ -43,7 +43,7 @@ class Listen:
     lines: Sequence[str] = ()
 
     def text(self) -> str:
-        """Return the section as it stands in haproxy.cfg."""
+        """Return the section as haproxy.cfg has it."""
         body = [
             f"bind {self.bind}",
             *self.lines,
@@ -53,7 +53,7 @@ class Listen:
 
 
 class HAProxy(Program):
-    """A running HAProxy; its log (a server goes up or down, ...) is in ``lines``."""
+    """A running HAProxy.  Its log (a server goes up or down, ...) is in ``lines``."""
 
     def __init__(self, host: Host, directory: Path, listens: Sequence[Listen]) -> None:
         """Write haproxy.cfg below *directory* and start it on *host*."""
@@ -62,7 +62,7 @@ class HAProxy(Program):
         config = directory / "haproxy.cfg"
         sections = "\n".join(listen.text() for listen in listens)
         config.write_text(GLOBAL.format(stats=self._stats) + "\n" + sections)
-        # The mode for systemd is the one that says when it is ready.
+        # Only in its mode for systemd does HAProxy report when it is ready.
         argv = [find_program("haproxy"), "-Ws", "-f", str(config)]
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
             notices.settimeout(DEADLINE_S)

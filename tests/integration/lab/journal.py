@@ -1,4 +1,4 @@
-"""A unit's journal: what the service logs, and what systemd says about it."""
+"""A unit's journal: what the service logs, and what systemd logs about it."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _FIELDS: Final = ("MESSAGE", "PRIORITY", "_PID", "SYSLOG_IDENTIFIER")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry: its text, its syslog priority, and who wrote it."""
+    """An entry: its text, its syslog priority, and its author."""
 
     message: str
     priority: int
@@ -22,15 +22,15 @@ class Entry:
 
     @property
     def event(self) -> Event:
-        """Return what proxyshim logged, as its keys and values."""
+        """Return the event that proxyshim logged; empty if systemd wrote the entry."""
         return {} if self.of_systemd else read_event(self.message)
 
 
 class Journal(Program):
-    """Follows the journal of one unit, from now on."""
+    """Follows the journal of one unit from now on."""
 
     def __init__(self, machine: Machine, unit: str) -> None:
-        """Begin behind what is there already."""
+        """Start after the entries that exist already."""
         last = json.loads(machine.run("journalctl", "--lines=1", "--output=json"))
         show = ["journalctl", "--follow", "--lines=all", "--output=json"]
         show += [f"--output-fields={','.join(_FIELDS)}", f"--unit={unit}"]
@@ -50,7 +50,7 @@ class Journal(Program):
         within_s: float = DEADLINE_S,
         **match: object,
     ) -> Event:
-        """Return the *count*-th event of that name, after the mark, with these values."""
+        """Return the *count*-th event of that name with these values, after the mark."""
         wanted = {"event": event, **match}.items()
 
         def fits(line: str) -> Event | None:
@@ -63,13 +63,13 @@ class Journal(Program):
     def wait_systemd(
         self, text: str, *, since: int = 0, count: int = 1, within_s: float = DEADLINE_S
     ) -> Entry:
-        """Return the *count*-th entry of systemd's, after the mark, that holds *text*."""
+        """Return the *count*-th entry of systemd that holds *text*, after the mark."""
 
         def fits(line: str) -> Entry | None:
             entry = read_entry(line)
             return entry if entry.of_systemd and text in entry.message else None
 
-        what = f"{text!r} of systemd"
+        what = f"entry of systemd with {text!r}"
         return self.lines.wait(fits, what, since=since, count=count, within_s=within_s)
 
 
@@ -77,7 +77,7 @@ def read_entry(line: str) -> Entry:
     """Read a line of ``journalctl --output=json``."""
     fields = json.loads(line)
     message = fields.get("MESSAGE")
-    if isinstance(message, list):  # octets that are no text
+    if isinstance(message, list):  # bytes that are not text
         message = bytes(message).decode("utf-8", "backslashreplace")
     return Entry(
         message or "",

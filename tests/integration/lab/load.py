@@ -1,9 +1,10 @@
-"""Clients that send real mail all the time: some of it slow, some of it large.
+"""Clients that send mail all the time, some of it slowly, some of it large.
 
-Each has messages to deliver as a mail server has them: what gets a 4xx, or no answer because the
-connection ended before the final dot, is tried again on a new connection; what got its 250 is not.
-So a message that the MTA has twice, or not at all, was doubled or lost on the way.  What must never
-happen at all is kept in ``faults``: a refused or reset connection, a final dot without its answer.
+Each client delivers its messages as a mail server does.  If a message gets a 4xx, or the
+connection ends before its final dot, the client tries again on a new connection.  After a
+250 it does not.  So a message that the MTA has twice, or not at all, was doubled or lost
+on the way.  ``faults`` records what must never happen: a refused or reset connection, or
+a final dot without a reply.
 """
 
 import asyncio
@@ -20,21 +21,21 @@ from typing import Final, Self
 from tests.integration.lab.netns import Host
 from tests.integration.lab.programs import DEADLINE_S
 
-STEP_S: Final = 20.0  # for anything that a client waits for
+STEP_S: Final = 20.0  # time limit for anything that a client waits for
 
-_numbers = itertools.count(1)  # of messages, over all loads: each is one of its kind
+_numbers = itertools.count(1)  # message numbers, unique over all loads
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How a client is: what it sends, and how."""
+    """A kind of client: what it sends, and how."""
 
     name: str
     octets: int = 2_000
-    pieces: int = 1  # sent with a pause in between
+    pieces: int = 1  # number of pieces, with a pause after each
     pause_s: float = 0.0
     messages: int = 1  # in a connection
-    header: str = ""  # of its messages
+    header: str = ""  # of each message
     proxy_header: str = ""
 
 
@@ -51,21 +52,21 @@ ALL_KINDS: Final = (QUICK, BEHIND_PROXY, SLOW, LARGE, SLOWLY_ANSWERED)
 
 
 class TurnedAwayError(Exception):
-    """The server would rather not, now: an answer that begins with 4, or an end."""
+    """The server refused for now: with another reply than expected, or by closing."""
 
 
 @dataclass(slots=True)
 class Tally:
     """What the clients saw."""
 
-    digests: dict[str, str] = field(default_factory=dict)  # of what was accepted
+    digests: dict[str, str] = field(default_factory=dict)  # of the accepted messages
     greetings_s: list[float] = field(default_factory=list)
-    turned_away: int = 0  # and tried again
+    turned_away: int = 0  # attempts that were refused for now
     faults: list[str] = field(default_factory=list)
 
 
 class Load:
-    """Sends mail to *to* while the block lasts; in the end what was begun is finished."""
+    """Sends mail during the block; at its end, each client finishes its message."""
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class Load:
         sources: Callable[[Kind], str],
         kinds: Sequence[Kind] = ALL_KINDS,
     ) -> None:
-        """Send from *host*, each kind of client from an address of its own choice."""
+        """Send from *host* to *to*; *sources* gives each kind of client its address."""
         self._host = host
         self._to = to
         self._sources = sources
@@ -85,24 +86,24 @@ class Load:
         self._thread = threading.Thread(target=self._run, name="load")
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Start sending."""
         self._thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Let each client finish the message that it has, and end."""
+        """Let each client finish the messages that it has, and stop."""
         self._stopping = True
         self._thread.join(2 * STEP_S)
-        assert not self._thread.is_alive(), "a client does not come to an end"
+        assert not self._thread.is_alive(), "a client does not end"
 
     def wait_for_more(self, number: int = 40) -> None:
-        """Wait until so many more messages are delivered."""
+        """Wait until *number* more messages are delivered."""
         with self._changed:
             wanted = len(self.tally.digests) + number
             enough = self._changed.wait_for(
                 lambda: len(self.tally.digests) >= wanted, DEADLINE_S
             )
-        assert enough, f"no {number} messages more: {self.tally.faults}"
+        assert enough, f"{number} more messages did not arrive: {self.tally.faults}"
 
     def _run(self) -> None:
         asyncio.run(self._send_all())
@@ -111,7 +112,7 @@ class Load:
         await asyncio.gather(*map(self._be_client, self._kinds))
 
     async def _be_client(self, kind: Kind) -> None:
-        """Deliver one message after the other, each until it is accepted."""
+        """Deliver one message after the other, each until the server accepts it."""
         waiting: list[bytes] = []
         while waiting or not self._stopping:
             while len(waiting) < kind.messages and not self._stopping:
@@ -120,7 +121,7 @@ class Load:
                 await asyncio.wait_for(self._deliver(kind, waiting), 2 * STEP_S)
             except TurnedAwayError:
                 self.tally.turned_away += 1
-                await asyncio.sleep(0.02)  # as a client that backs off, for a moment
+                await asyncio.sleep(0.02)  # back off for a moment, as clients do
             except (OSError, TimeoutError) as error:
                 self.tally.faults.append(f"{kind.name}: {error!r}")
                 await asyncio.sleep(0.1)
@@ -177,13 +178,13 @@ class Load:
             writer.write(content[start : min(start + size, len(content) - 3)])
             await writer.drain()
             if kind.pause_s:
-                await asyncio.sleep(kind.pause_s)  # this is how slow it is
+                await asyncio.sleep(kind.pause_s)  # this makes the client slow
         message_id = content.split(b"\r\n", 1)[0].decode().removeprefix("Message-ID: ")
         writer.write(content[-3:])
         try:
             await _expect(reader, b"250")
         except (TurnedAwayError, OSError) as error:
-            self.tally.faults.append(f"{message_id}: no answer to its dot: {error!r}")
+            self.tally.faults.append(f"{message_id}: no reply to its dot: {error!r}")
             raise
         waiting.pop(0)
         with self._changed:
@@ -202,7 +203,7 @@ async def _ask(
 
 
 async def _expect(reader: asyncio.StreamReader, code: bytes) -> None:
-    """Read one reply.  Raises TurnedAwayError when it is not of that code."""
+    """Read one reply.  Raises TurnedAwayError if it has another code."""
     while True:
         line = await asyncio.wait_for(reader.readline(), STEP_S)
         if line[3:4] != b"-":

@@ -1,11 +1,13 @@
 """A machine: a real systemd as PID 1, in a container that is a copy of this system.
 
-systemd-nspawn boots an overlay of the host's own ``/``: what is installed here is installed there,
-and what is changed there is gone afterwards.  It runs on a host of the lab (netns.py), so that the
-other hosts reach it, and a server that a test has on that host's loopback is on its own.
+systemd-nspawn boots an overlay of this system's own ``/``: the machine has the same
+packages, and its changes disappear with it.  It runs in the network namespace of a host of
+the lab (netns.py), so that the other hosts reach it, and that host's loopback is the
+machine's loopback.
 
-It is up in under two seconds, and several can be at once.  What does not bite in it, for want of
-controllers: MemoryMax=, TasksMax=, CPUQuota=, and LimitNOFILE= above the host's own limit.
+It boots in under two seconds, and several can run at once.  It has no cgroup controllers,
+so MemoryMax=, TasksMax= and CPUQuota= have no effect in it, and LimitNOFILE= cannot exceed
+the system's own limit.
 """
 
 import contextlib
@@ -30,11 +32,11 @@ from tests.integration.lab.needs import find_program, need_root
 from tests.integration.lab.netns import Host
 from tests.integration.lab.programs import DEADLINE_S, Program
 
-# Bound into the machine, read-only: a service could not look for them below /root or /home.
+# Mounted into the machine read-only, because a service cannot see files in /root or /home.
 PYTHON: Final = "/opt/lab/python"
 PACKAGES: Final = "/opt/lab/site-packages"
 SOURCE: Final = "/opt/lab/proxyshim"
-# A directory of the test's own, for unix sockets: ``Machine.shared``.
+# A directory shared with the test, for unix sockets: ``Machine.shared``.
 SHARED: Final = "/opt/lab/shared"
 _BINDS: Final = {
     PYTHON: Path(sys.base_prefix),
@@ -42,7 +44,8 @@ _BINDS: Final = {
     SOURCE: Path(proxyshim.__file__).parent,
 }
 
-# In a mount namespace and a cgroup of its own: it takes the cgroup that it starts in for the root.
+# Runs in its own mount namespace and its own cgroup.  systemd-nspawn takes the cgroup that
+# it starts in for the root.
 _BOOT = """\
 set -e
 for group in {groups}; do
@@ -61,7 +64,7 @@ END
 mount -t overlay -o lowerdir=/,upperdir=$PWD/upper,workdir=$PWD/work overlay root
 exec {nspawn}
 """
-# What a container should not do to the kernel that it shares with us, or need not do at all.
+# Units that would change the kernel that the container shares with us, or are not needed.
 _MASKED: Final = (
     "systemd-sysctl.service",
     "systemd-modules-load.service",
@@ -72,8 +75,8 @@ _MASKED: Final = (
     "dev-hugepages.mount",
     "timers.target",
 )
-# As the operator's guide has it: a virtual environment for each version, and a link to one.
-# Its packages are those that the tests run with; proxyshim is a copy that says its version.
+# As in the operator's guide: a virtual environment for each version, and a link to one.
+# It uses the packages of the tests; proxyshim is a copy with its own version number.
 _INSTALL = """\
 set -e
 place=/opt/proxyshim-{version}
@@ -93,7 +96,8 @@ END
 LD_LIBRARY_PATH={home}/lib "$place/bin/python" -m compileall -q "$packages/proxyshim"
 chmod -R a+rX "$place"
 chmod a+x "$place/bin/proxyshim"
-# A Python with a shared library finds it where it was built, and that a service can't read.
+# A Python built with a shared library looks for it where it was built, and the service
+# cannot read that directory.
 mkdir -p /etc/systemd/system/proxyshim.service.d
 cat >/etc/systemd/system/proxyshim.service.d/python.conf <<END
 [Service]
@@ -102,7 +106,8 @@ END
 """
 
 
-# Waits for the end of the tests.  nspawn's own end would not be the machine's.
+# Waits for the end of the tests, then kills the machine.  It must kill the leader, because
+# the machine would survive the end of nspawn.
 _SWEEP: Final = """\
 read -r _ && exit
 kill -s KILL {leader}
@@ -113,7 +118,7 @@ find {groups} -depth -type d -exec rmdir {{}} +
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a program printed, and how it ended."""
+    """The output of a program, and its exit status."""
 
     status: int
     output: str
@@ -123,10 +128,10 @@ _numbers = count(1)
 
 
 class Machine(Program):
-    """A booted machine; what its console shows is in ``lines``."""
+    """A booted machine; its console output is in ``lines``."""
 
     def __init__(self, host: Host, directory: Path) -> None:
-        """Boot it on *host*; its file system is mounted below *directory*, for it alone."""
+        """Boot it on *host*.  Only the machine itself sees its mounts in *directory*."""
         need_root()
         nspawn = find_program("systemd-nspawn")
         self.host = host
@@ -148,7 +153,8 @@ class Machine(Program):
         environment = {
             "NOTIFY_SOCKET": notify,
             "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
-            "SYSTEMD_SECCOMP": "0",  # a filter of nspawn's would blur the units' own
+            # nspawn's own filter would hide what the units' filters do.
+            "SYSTEMD_SECCOMP": "0",
         }
         argv = [find_program("unshare"), "--mount", "--propagation", "private"]
         argv += ["sh", "-c", script]
@@ -176,7 +182,7 @@ class Machine(Program):
             f"--directory={root}",
             f"--machine={root.parent.name}",
             f"--network-namespace-path={self.host.path}",
-            # There need not be a systemd here that could register it or give it a unit.
+            # This system may have no systemd that could register it or give it a unit.
             "--register=no",
             "--keep-unit",
             "--boot",
@@ -188,7 +194,7 @@ class Machine(Program):
             f"--bind={self.shared}:{SHARED}",
             *(f"--bind-ro={source}:{target}" for target, source in _BINDS.items()),
             "--",
-            "systemd.unit=basic.target",  # none of the daemons that happen to be installed
+            "systemd.unit=basic.target",  # start none of the installed daemons
             *(f"systemd.mask={unit}" for unit in _MASKED),
         ]
 
@@ -210,9 +216,9 @@ class Machine(Program):
         raise AssertionError(f"{self.name} did not boot:\n{self.lines.since()}")
 
     def stop(self, within_s: float = DEADLINE_S) -> int:
-        """Switch it off, and remove its traces."""
+        """Kill the machine, and remove its cgroups."""
         if self._leader:
-            # Nothing in it is worth an orderly end.  All of it goes with its PID 1.
+            # An orderly shutdown is not needed.  Every process ends with its PID 1.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._leader, signal.SIGKILL)
             self._leader = 0
@@ -224,15 +230,15 @@ class Machine(Program):
             for group in self._groups:
                 _remove_cgroup(group)
 
-    # Running programs in it, as root, outside of every service.
+    # Run programs in the machine, as root and outside every service.
 
     def command(self, *argv: str) -> list[str]:
-        """Return *argv* so that it runs in it."""
+        """Return a command that runs *argv* in the machine."""
         enter = [find_program("nsenter"), f"--target={self._leader}", "--all"]
         return [*enter, "--", *argv]
 
     def ask(self, *argv: str, stdin: str = "", within_s: float = 30.0) -> Answer:
-        """Run a program that ends by itself, however it ends."""
+        """Run a program to its end; return its output and exit status."""
         done = subprocess.run(
             self.command(*argv),
             input=stdin,
@@ -247,13 +253,13 @@ class Machine(Program):
         return Answer(done.returncode, done.stdout)
 
     def run(self, *argv: str, stdin: str = "", within_s: float = 30.0) -> str:
-        """Run a program that must succeed; return what it prints."""
+        """Run a program that must succeed; return its output."""
         answer = self.ask(*argv, stdin=stdin, within_s=within_s)
         assert answer.status == 0, f"{argv}: exit {answer.status}\n{answer.output}"
         return answer.output
 
     def write(self, path: str, text: str) -> None:
-        """Write a file that everybody in it may read."""
+        """Write a file that every user of the machine may read."""
         self.run("install", "-D", "--mode=644", "/dev/stdin", path, stdin=text)
 
     def read(self, path: str) -> str:
@@ -261,15 +267,15 @@ class Machine(Program):
         return self.run("cat", path)
 
     def show(self, unit: str, *properties: str) -> Mapping[str, str]:
-        """Return properties of a unit."""
+        """Return these properties of a unit."""
         wanted = f"--property={','.join(properties)}"
         lines = self.run("systemctl", "show", wanted, unit).splitlines()
         return dict(line.split("=", 1) for line in lines)
 
-    # The program.
+    # proxyshim in the machine.
 
     def install(self, version: str) -> None:
-        """Put proxyshim there as that *version*, beside others."""
+        """Install proxyshim as that *version*, beside other versions."""
         python = Path(sys.executable).resolve().name
         self.run(
             "sh",
@@ -283,13 +289,13 @@ class Machine(Program):
         )
 
     def use(self, version: str) -> None:
-        """Make *version* the one that the unit runs, from its next start or upgrade on."""
+        """Make the unit run *version* from its next start or upgrade on."""
         program = f"/opt/proxyshim-{version}/bin/proxyshim"
         self.run("ln", "-sfn", program, "/usr/local/bin/proxyshim")
 
 
 def _cgroup_hierarchies() -> list[Path]:
-    """Return where cgroup2 is mounted, and systemd's own hierarchy if there is one."""
+    """Return the mount points of cgroup2 and of systemd's own hierarchy, if any."""
     found = {}
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, place, kind, options, *_ = line.split()
@@ -303,7 +309,7 @@ def _cgroup_hierarchies() -> list[Path]:
 
 
 def _remove_cgroup(group: Path) -> None:
-    """Remove it with all that is below; its processes are gone, or about to go."""
+    """Remove a cgroup with its children.  Its processes have ended or are ending."""
     deadline = time.monotonic() + DEADLINE_S
     for below, _, _ in os.walk(group, topdown=False):
         while True:

@@ -1,11 +1,11 @@
-"""What the lab needs of the machine; who lacks it is skipped and told what to get."""
+"""What the lab needs from the machine.  Without it a test is skipped, with the reason."""
 
 import os
 import shutil
 
 import pytest
 
-# program -> the Debian package that has it
+# Program -> the Debian package that contains it.
 PACKAGES = {
     "dovecot": "dovecot-core",
     "haproxy": "haproxy",
@@ -25,7 +25,7 @@ SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin")
 
 
 def need_root() -> None:
-    """Skip the test unless it may make network namespaces."""
+    """Skip the test unless we are root and may make network namespaces."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to make network namespaces")
 

@@ -1,8 +1,8 @@
 """Hosts: network namespaces on one switch, made with iproute2.
 
-The namespaces have no names: only descriptors of the test process, and the programs in
-them, keep them alive.  So they can collide with nobody's, and the kernel takes them away
-when the last of these ends.  To look into one: nsenter --net=/proc/PID/fd/N.
+The namespaces have no names.  Only descriptors of the test process, and the programs in
+them, keep them alive.  So they cannot collide with other namespaces, and the kernel
+removes them when the last of these ends.  To inspect one: nsenter --net=/proc/PID/fd/N.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 CLONE_NEWNET = 0x40000000  # <sched.h>
 
-# The three documentation networks (RFC 5737, RFC 3849), all on the one link.
+# The documentation networks (RFC 5737, RFC 3849), all on the one link.
 PREFIXES = (
     "198.51.100.0/24",
     "192.0.2.0/24",
@@ -42,33 +42,33 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """One namespace: programs run in it, and sockets can be opened in it from here."""
+    """A namespace in which programs run, and in which we can open sockets from here."""
 
     name: str
     descriptor: int
     addresses: tuple[str, ...]
-    # Files that its programs find in the place of others: what they see, and where.
+    # Files that the host's programs see in place of others: (our file, path there).
     files: tuple[tuple[str, str], ...] = ()
 
     @property
     def path(self) -> str:
-        """Return the name under which other programs find the namespace."""
+        """Return the path at which other programs find the namespace."""
         return f"/proc/{os.getpid()}/fd/{self.descriptor}"
 
     def command(self, argv: Sequence[str]) -> list[str]:
-        """Return *argv* so that it runs on this host."""
+        """Return a command that runs *argv* on this host."""
         inside = [find_program("nsenter"), f"--net={self.path}", "--"]
         return [*inside, *self._put_files_in_place(), *argv]
 
     def _put_files_in_place(self) -> list[str]:
-        """Return a command that does it for those who come behind it alone."""
+        """Return a command that mounts ``files`` for the command after it only."""
         if not self.files:
             return []
         unshare = [find_program("unshare"), "--mount", "--", "sh", "-ec", BIND, "sh"]
         return [*unshare, *(path for pair in self.files for path in pair), "--"]
 
     def run(self, argv: Sequence[str], *, stdin: str = "") -> str:
-        """Run a program that ends by itself; return what it prints."""
+        """Run a program to its end, which must succeed; return its output."""
         done = subprocess.run(
             self.command(argv),
             input=stdin,
@@ -81,13 +81,13 @@ class Host:
         return done.stdout
 
     def open_socket(self, family: socket.AddressFamily) -> socket.socket:
-        """Open a TCP socket on this host; it stays there, whichever thread uses it."""
-        return _in_thread_of_its_own(lambda: self._open_socket(family))
+        """Open a TCP socket on this host.  It stays there, whichever thread uses it."""
+        return _in_new_thread(lambda: self._open_socket(family))
 
     def connect(
         self, to: tuple[str, int], source: str, *, within_s: float = 10.0
     ) -> socket.socket:
-        """Connect from *source*; the socket keeps *within_s* as its time limit."""
+        """Connect from *source*.  The socket keeps *within_s* as its time limit."""
         family = socket.AF_INET6 if ":" in to[0] else socket.AF_INET
         sock = self.open_socket(family)
         try:
@@ -106,7 +106,7 @@ class Host:
 
 @contextmanager
 def hosts(**addresses: Sequence[str]) -> Iterator[dict[str, Host]]:
-    """Make one host per keyword with these addresses, all reaching each other."""
+    """Make a host with these addresses per keyword.  All hosts reach each other."""
     with ExitStack() as cleanup:
         switch = _new_host("switch", (), cleanup)
         _ip(switch, ["link add br0 type bridge mcast_snooping 0", "link set br0 up"])
@@ -118,7 +118,7 @@ def hosts(**addresses: Sequence[str]) -> Iterator[dict[str, Host]]:
 
 
 def _new_host(name: str, addresses: tuple[str, ...], cleanup: ExitStack) -> Host:
-    descriptor = _in_thread_of_its_own(_new_namespace)
+    descriptor = _in_new_thread(_new_namespace)
     cleanup.callback(os.close, descriptor)
     return Host(name, descriptor, addresses)
 
@@ -136,7 +136,7 @@ def _plug_in(host: Host, switch: Host) -> None:
     seen = set()
     for address in host.addresses:
         length, options = ("128", "nodad") if ":" in address else ("32", "")
-        # A program that does not choose connects from the first one of each family.
+        # A program that binds no source address connects from the first one per family.
         preference = "preferred_lft 0" if length in seen else ""
         seen.add(length)
         lines.append(f"address add {address}/{length} dev eth0 {options} {preference}")
@@ -159,7 +159,7 @@ def _check(result: int, call: str) -> None:
         raise OSError(number, f"{call}: {os.strerror(number)}")
 
 
-def _in_thread_of_its_own(work: Callable[[], T]) -> T:
-    """Run *work* in a thread that ends after it, so it may change its namespace."""
+def _in_new_thread(work: Callable[[], T]) -> T:
+    """Run *work* in a thread that then ends, so that it may change its namespace."""
     with ThreadPoolExecutor(max_workers=1) as threads:
         return threads.submit(work).result()

@@ -1,4 +1,4 @@
-"""A policy server for Postfix: it writes down what it is told, and decides nothing."""
+"""A policy server for Postfix: it records every request, and decides nothing."""
 
 import contextlib
 import socket
@@ -7,7 +7,7 @@ from typing import Final
 
 from tests.integration.lab.netns import Host
 
-Told = dict[str, str]
+Request = dict[str, str]
 BACKLOG: Final = 50
 
 
@@ -15,8 +15,8 @@ class Policy:
     """Answers DUNNO on a port of the host's loopback (SMTPD_POLICY_README)."""
 
     def __init__(self, host: Host, port: int) -> None:
-        """Begin to answer, each connection in a thread."""
-        self.told: list[Told] = []
+        """Start answering, with a thread per connection."""
+        self.requests: list[Request] = []
         self._open: list[socket.socket] = []
         self._listening = host.open_socket(socket.AF_INET)
         self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -45,16 +45,16 @@ class Policy:
             self._start(self._answer, sock)
 
     def _answer(self, sock: socket.socket) -> None:
-        told: dict[str, str] = {}
+        request: Request = {}
         try:
             with sock.makefile("rw", encoding="utf-8", newline="\n") as stream:
                 for line in stream:
                     name, equals, value = line.rstrip("\n").partition("=")
                     if equals:
-                        told[name] = value
+                        request[name] = value
                         continue
-                    self.told.append(told)
-                    told = {}
+                    self.requests.append(request)
+                    request = {}
                     stream.write("action=DUNNO\n\n")
                     stream.flush()
         except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""A real Postfix of the tests' own, with as many smtpd services as a test needs.
+"""A real Postfix for the tests, with as many smtpd services as a test needs.
 
-One instance is enough for many settings: each service in master.cf has its own address
-and its own overrides.  Mail for example.test goes into one Maildir; what a client may
-relay elsewhere is thrown away.  Nothing in /etc/postfix is read.
+One instance is enough for many settings, because each service in master.cf has its own
+address and its own overrides.  Mail for example.test goes into one Maildir; relayed mail
+is discarded.  This Postfix reads nothing from /etc/postfix.
 """
 
 import os
@@ -20,7 +20,7 @@ from tests.integration.lab.programs import Program
 DAEMONS = Path("/usr/lib/postfix/sbin")
 QUEUES = "active bounce corrupt defer deferred flush hold incoming private saved trace"
 
-# What /etc/postfix/master.cf has, less pickup; and the log goes to the standard output.
+# As /etc/postfix/master.cf, but without pickup, and with the log on standard output.
 PARTS = """\
 cleanup    unix n - n - 0 cleanup
 qmgr       unix n - n 300 1 qmgr
@@ -54,7 +54,7 @@ SETTINGS = {
     "alias_maps": "",
     "inet_interfaces": "all",
     "inet_protocols": "all",
-    # No DNS in the lab: names are unknown at once, for direct clients too.
+    # The lab has no DNS, so names are unknown at once, for direct clients too.
     "smtpd_peername_lookup": "no",
     "disable_dns_lookups": "yes",
     "smtpd_client_port_logging": "yes",
@@ -73,7 +73,7 @@ SETTINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Smtpd:
-    """One smtpd service: where it listens, and what differs from main.cf.
+    """An smtpd service: where it listens, and how it differs from main.cf.
 
     An address without a port is the name of a unix socket in the queue's folder public.
     """
@@ -82,7 +82,7 @@ class Smtpd:
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def line(self) -> str:
-        """Return its entry in master.cf."""
+        """Return the service's entry in master.cf."""
         kind = "inet" if ":" in self.address else "unix"
         overrides = "".join(
             f"\n    -o {{ {name} = {value} }}" for name, value in self.settings.items()
@@ -91,11 +91,11 @@ class Smtpd:
 
 
 def front_door(address: str, **settings: str) -> Smtpd:
-    """Return the service that the docs recommend, with some more settings.
+    """Return the service that the docs recommend, plus *settings*.
 
-    The third one is needed because Postfix applies permit_inet_interfaces, the default
-    there, to the socket's address whatever XCLIENT said: mail from everywhere would have
-    its headers completed and rewritten like local mail.
+    Without the third recommended setting, Postfix would complete and rewrite the headers
+    of all mail as if it were local: the default there, permit_inet_interfaces, looks at
+    the address of the socket and ignores XCLIENT.
     """
     recommended = {
         "smtpd_authorized_xclient_hosts": "127.0.0.1",
@@ -115,7 +115,7 @@ class Postfix(Program):
         services: Mapping[str, Smtpd],
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        """Write its configuration below *directory* and start it."""
+        """Write the configuration into *directory* and start Postfix."""
         find_program("postfix")
         self.services = services
         self.mail = directory / "mail"
@@ -123,7 +123,7 @@ class Postfix(Program):
         _make_directories(directory)
         config = directory / "etc"
         (config / "main.cf").write_text(_main_cf(directory, settings or {}))
-        # Each Postfix program waits until a main.cf of this second has grown older.
+        # A Postfix program that finds a brand-new main.cf waits until the file is older.
         os.utime(config / "main.cf", (0, 0))
         lines = [service.line() for service in services.values()]
         (config / "master.cf").write_text("".join(lines) + PARTS)
@@ -136,7 +136,7 @@ class Postfix(Program):
             raise
 
     def stored(self, queue_id: str) -> str:
-        """Return the mail with that queue id, once it is in the Maildir."""
+        """Wait until the mail with that queue id is in the Maildir; return it."""
         self.lines.wait_for(rf": {queue_id}: .*status=sent \(delivered to maildir\)")
         for path in (self.mail / "inbox" / "new").iterdir():
             text = path.read_text("utf-8", "replace")
@@ -145,14 +145,14 @@ class Postfix(Program):
         raise AssertionError(f"no mail with the queue id {queue_id} in the Maildir")
 
     def client_of(self, queue_id: str) -> str:
-        """Return what Postfix logged as the client of that mail: name[address]:port."""
+        """Return the client that Postfix logged for that mail: name[address]:port."""
         return self.lines.wait_for(rf"smtpd\[\d+\]: {queue_id}: client=([^,\s]+)")[1]
 
 
 def queue_id_of(reply: str) -> str:
     """Return the queue id from the reply to a final dot."""
     match = re.search(r"queued as (\w+)", reply)
-    assert match is not None, f"the mail was not taken: {reply!r}"
+    assert match is not None, f"the mail was not accepted: {reply!r}"
     return match[1]
 
 
@@ -168,7 +168,7 @@ def _main_cf(directory: Path, settings: Mapping[str, str]) -> str:
 
 
 def _make_directories(directory: Path) -> None:
-    """Make what "postfix check" would make, without its look at the whole system."""
+    """Make the directories that "postfix check" would make, and check nothing else."""
     owner = pwd.getpwnam("postfix")
     queue = directory / "queue"
     (directory / "etc").mkdir(parents=True)

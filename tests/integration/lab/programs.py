@@ -1,4 +1,4 @@
-"""Programs in the foreground, and waiting for what they write."""
+"""Run programs in the foreground, and wait for lines that they write."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ DEADLINE_S = 15.0  # for anything that takes milliseconds on an idle machine
 
 
 class Lines:
-    """The lines a program has written so far.  Any thread may wait for one."""
+    """The lines that a program has written so far.  Any thread may wait for one."""
 
     def __init__(self, name: str) -> None:
         """Start empty; *name* is for messages."""
@@ -29,19 +29,19 @@ class Lines:
         self._changed = threading.Condition()
 
     def add(self, line: str) -> None:
-        """Append a line and wake those who wait."""
+        """Append a line and wake the waiting threads."""
         with self._changed:
             self._lines.append(line)
             self._changed.notify_all()
 
     def end(self) -> None:
-        """Tell those who wait that nothing more will come."""
+        """Wake the waiting threads, because no more lines will come."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
 
     def mark(self) -> int:
-        """Return a position for *since*: only lines after it count."""
+        """Return the current position, to be passed as *since*."""
         with self._changed:
             return len(self._lines)
 
@@ -59,7 +59,7 @@ class Lines:
         count: int = 1,
         within_s: float = DEADLINE_S,
     ) -> T:
-        """Return the *count*-th thing that *pick* finds in a line after the mark."""
+        """Return the *count*-th result of *pick* that is not None, after the mark."""
         deadline = time.monotonic() + within_s
         position, seen = since, 0
         with self._changed:
@@ -95,7 +95,7 @@ class Lines:
 
 
 class Program:
-    """One program on one host, child of the test process, its output in ``lines``."""
+    """A program on a host: a child of the test process, with its output in ``lines``."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Program:
         environment: Mapping[str, str] | None = None,
         directory: Path | None = None,
     ) -> None:
-        """Start it, in a process group of its own."""
+        """Start the program in its own process group."""
         self.name = name
         self.lines = Lines(name)
         self._process = subprocess.Popen(
@@ -118,8 +118,9 @@ class Program:
             cwd=directory,
             start_new_session=True,
         )
-        # If the tests are killed, its input ends unsaid.  (A death signal from the
-        # kernel would not do: it is lost when a daemon changes its user.)
+        # If the tests are killed, the sweeper's input ends without a line, and it kills
+        # the program.  PR_SET_PDEATHSIG would not do, because the kernel clears it when a
+        # daemon changes its user.
         self._sweeper = subprocess.Popen(
             ["sh", "-c", 'read -r _ || kill -s KILL -- "-$0"', str(self.pid)],
             stdin=subprocess.PIPE,
@@ -132,12 +133,12 @@ class Program:
 
     @property
     def pid(self) -> int:
-        """Return the process id, which is also the id of its group."""
+        """Return the process id, which is also the id of the process group."""
         return self._process.pid
 
     @property
     def is_running(self) -> bool:
-        """Tell whether it has not ended yet."""
+        """Return True if the program has not ended yet."""
         return self._process.poll() is None
 
     def signal(self, number: signal.Signals) -> None:
@@ -145,10 +146,14 @@ class Program:
         self._process.send_signal(number)
 
     def stop(self, within_s: float = DEADLINE_S) -> int:
-        """End it with SIGTERM, its children with it; return its exit code."""
+        """Send SIGTERM unless the program has ended; then as ``wait_for_exit``."""
+        if self.is_running:
+            self.signal(signal.SIGTERM)
+        return self.wait_for_exit(within_s)
+
+    def wait_for_exit(self, within_s: float = DEADLINE_S) -> int:
+        """Wait until the program ends, kill its children, and return its exit code."""
         try:
-            if self.is_running:
-                self.signal(signal.SIGTERM)
             return self._process.wait(within_s)
         finally:
             with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Dovecot as the keeper of passwords: Postfix asks it over TCP."""
+"""Dovecot as the authentication server that Postfix asks over TCP."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ class Sasl(Program):
     """A running Dovecot that knows one user and serves no mail."""
 
     def __init__(self, host: Host, directory: Path, port: int) -> None:
-        """Answer on that *port* of the host's loopback."""
+        """Start Dovecot on that *port* of the host's loopback."""
         directory.mkdir(parents=True)
         config = directory / "dovecot.conf"
         text = CONFIG.format(

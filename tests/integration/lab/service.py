@@ -1,4 +1,4 @@
-"""proxyshim as systemd runs it on a machine of the lab, from the unit files of this source tree."""
+"""proxyshim as systemd runs it on a machine of the lab, with this source tree's units."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -28,12 +28,12 @@ resolve       = false
 
 
 class Service:
-    """Installed, configured, and not yet started; removed at the end of the block."""
+    """The service: installed, configured, not yet started; removed after the block."""
 
     def __init__(
         self, machine: Machine, proxies: str, config: str = CONFIG, **drop_ins: str
     ) -> None:
-        """Write the files: *drop_ins* are texts, by name."""
+        """Write the units and the configuration.  *drop_ins* are texts by name."""
         self.machine = machine
         for unit in ("proxyshim.socket", "proxyshim.service"):
             machine.write(f"{_INSTALLED}/{unit}", (UNITS / unit).read_text())
@@ -48,11 +48,11 @@ class Service:
         self._cleanup.callback(self.journal.stop)
 
     def __enter__(self) -> Self:
-        """Hand it out."""
+        """Return the service."""
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """End it, however that works."""
+        """Stop and remove the service, whatever state it is in."""
         self._cleanup.close()
 
     def _remove(self) -> None:
@@ -64,15 +64,15 @@ class Service:
         self.machine.run("sh", "-c", f"rm -f {_DROP_INS}/test-*")
 
     def configure(self, config: str) -> None:
-        """Write proxyshim.toml anew."""
+        """Replace proxyshim.toml."""
         self.machine.write("/etc/proxyshim/proxyshim.toml", config)
 
     def list_proxies(self, proxies: str) -> None:
-        """Write the list of proxies anew."""
+        """Replace the list of proxies."""
         self.machine.write("/etc/proxyshim/haproxy_hosts", proxies)
 
     def systemctl(self, *words: str) -> str:
-        """Have systemctl do something, which must succeed."""
+        """Run systemctl, which must succeed; return its output."""
         try:
             return self.machine.run("systemctl", *words)
         except AssertionError as problem:
@@ -85,12 +85,12 @@ class Service:
         self.systemctl("start", "proxyshim.socket", "proxyshim.service")
 
     def state(self, *properties: str) -> Mapping[str, str]:
-        """Return properties of the service."""
+        """Return these properties of the service."""
         return self.machine.show("proxyshim.service", *properties)
 
     @property
     def pid(self) -> int:
-        """Return the id of the main process, as it is known in the machine."""
+        """Return the id of the main process inside the machine."""
         return int(self.state("MainPID")["MainPID"])
 
     def signal(self, pid: int, name: str) -> None:
@@ -98,7 +98,7 @@ class Service:
         self.machine.run("kill", f"-{name}", str(pid))
 
     def metrics(self) -> str:
-        """Return what it shows to Prometheus."""
+        """Return the metrics page."""
         with self.machine.host.connect(("127.0.0.1", 9125), "127.0.0.1") as sock:
             sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
             with sock.makefile("rb") as answer:
@@ -106,7 +106,7 @@ class Service:
 
 
 class Client(Conversation):
-    """A client that has its greeting, and can send a message step by step."""
+    """A client that has been greeted, and can send a message without awaiting its reply."""
 
     @classmethod
     def greeted(cls, host: Host, to: tuple[str, int], source: str) -> Self:
@@ -118,7 +118,7 @@ class Client(Conversation):
         return client
 
     def send_message(self, message_id: str, header: str = "") -> None:
-        """Send one up to its final dot, and do not wait for the answer to that."""
+        """Send a message with its final dot; do not wait for the reply to the dot."""
         for command, code in (
             ("MAIL FROM:<a@client.example>", 250),
             ("RCPT TO:<b@mx.test>", 250),

@@ -1,4 +1,4 @@
-"""proxyshim as an operator runs it: its command line, its files, its log."""
+"""proxyshim as an operator runs it: with its command line, its files and its log."""
 
 import json
 import signal
@@ -18,7 +18,7 @@ SERIOUS = frozenset({"error", "critical"})
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A [[listener]] table; *settings* are more of its keys."""
+    """A [[listener]] table; *settings* are further keys."""
 
     name: str
     bind: Sequence[str]
@@ -26,16 +26,16 @@ class Listener:
     settings: Mapping[str, object] = field(default_factory=dict)
 
     def toml(self) -> str:
-        """Return the table as it stands in proxyshim.toml."""
+        """Return the table as proxyshim.toml has it."""
         keys = {
             "name": self.name,
             "bind": list(self.bind),
             "haproxy_hosts": "haproxy_hosts",
             "backend": self.backend,
-            "resolve": False,  # no DNS here, but for the tests that bring one
+            "resolve": False,  # the lab has no DNS; tests with a DNS server override this
             **self.settings,
         }
-        # A TOML value is a JSON value, for the texts, numbers and lists we need.
+        # The strings, numbers and lists that we need are written alike in TOML and JSON.
         lines = [f"{key} = {json.dumps(value)}\n" for key, value in keys.items()]
         return "[[listener]]\n" + "".join(lines)
 
@@ -52,7 +52,7 @@ class Shim(Program):
         haproxy_hosts: Iterable[str],
         log_level: str = "info",
     ) -> None:
-        """Write its files into *directory*, start it, wait until it is ready."""
+        """Write the files into *directory*, start proxyshim, wait until it is ready."""
         directory.mkdir(parents=True)
         self.hosts_file = directory / "haproxy_hosts"
         self.write_hosts(haproxy_hosts)
@@ -69,7 +69,7 @@ class Shim(Program):
             raise
 
     def write_hosts(self, addresses: Iterable[str]) -> None:
-        """Write the list of proxies anew; it counts after a reload."""
+        """Replace the list of proxies, which takes effect with the next reload."""
         self.hosts_file.write_text("".join(f"{address}\n" for address in addresses))
 
     def events(self, since: int = 0, **match: object) -> list[Event]:
@@ -86,7 +86,7 @@ class Shim(Program):
         within_s: float = DEADLINE_S,
         **match: object,
     ) -> Event:
-        """Return the *count*-th log line of that event which has these values."""
+        """Return the *count*-th log line of that event that has these values."""
         wanted = {"event": event, **match}
 
         def fits(line: str) -> Event | None:
@@ -98,13 +98,13 @@ class Shim(Program):
         )
 
     def reload(self) -> None:
-        """Have the list read again, and wait until it counts."""
+        """Reload the configuration and its lists, and wait until they are in force."""
         mark = self.lines.mark()
         self.signal(signal.SIGHUP)
         self.wait_event("config_reloaded", since=mark)
 
     def stop_cleanly(self, expected_errors: Iterable[str] = ()) -> None:
-        """Stop it; fail if it ended in error, or logged one that is not expected."""
+        """Stop proxyshim; fail on an exit code other than 0 or an unexpected error."""
         code = self.stop()
         serious = [event for event in self.events() if event["level"] in SERIOUS]
         unexpected = [e for e in serious if e["event"] not in set(expected_errors)]
@@ -115,7 +115,7 @@ class Shim(Program):
 
 
 def read_event(line: str) -> Event:
-    """Read a log line; what is not JSON (a traceback) is an event of its own."""
+    """Read a log line.  A line that is not JSON (a traceback) becomes "not_json"."""
     try:
         event = json.loads(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The site that most tests share: three hosts, and one Postfix with a service per need."""
+"""The site that most tests share: three hosts, and one Postfix with several services."""
 
 import os
 import shutil
@@ -13,18 +13,18 @@ from tests.integration.lab.needs import need_root
 from tests.integration.lab.netns import Host, hosts
 from tests.integration.lab.postfix import Postfix, Smtpd, front_door
 
-# The clients: one like all others, one who may relay, one whom Postfix refuses.
+# The clients: an ordinary one, one that may relay, one that Postfix refuses.
 CLIENT, CLIENT6 = "198.51.100.11", "2001:db8:51::11"
 FRIEND, FRIEND6 = "198.51.100.77", "2001:db8:51::77"
 BLOCKED, BLOCKED6 = "198.51.100.66", "2001:db8:51::66"
-# HAProxy's host: the address in haproxy_hosts, and one that was forgotten there.
+# HAProxy's host: the address in haproxy_hosts, and one that is missing from it.
 PROXY, PROXY6 = "203.0.113.10", "2001:db8:cb::10"
 FORGOTTEN, FORGOTTEN6 = "203.0.113.99", "2001:db8:cb::99"
-# The mail host, where proxyshim and the MTA are.
+# The mail host, which runs proxyshim and the MTA.
 MAIL, MAIL6 = "192.0.2.25", "2001:db8:2::25"
 
-# Everything that must not help a stranger is in mynetworks: the loopback, the shim's own
-# addresses and the proxy's.
+# mynetworks holds every address that must not help a stranger: the loopback, the shim's
+# own addresses and the proxy's.  So a client that Postfix takes for one of them can relay.
 TRUSTED = (
     "127.0.0.0/8",
     "[::1]/128",
@@ -54,34 +54,34 @@ class Site:
     postfix: Postfix
 
     def backend(self, service: str) -> str:
-        """Return the address of one of Postfix's services, for proxyshim.toml."""
+        """Return the address of a Postfix service, as proxyshim.toml has it."""
         address = self.postfix.services[service].address
         return address if ":" in address else f"unix:{self.postfix.public / address}"
 
     def new_place(self, name: str) -> Path:
-        """Return a directory that is not there yet, for a program to make."""
+        """Return the path of a directory that does not exist yet, for a program."""
         return _new_directory(f"{name}-", self.directory) / name
 
     def direct(self, service: str, source: str) -> tuple[str, int]:
-        """Return where *source* reaches the same service without anything in between."""
+        """Return the address at which *source* reaches the same service directly."""
         family = f"{service}-direct{'6' if ':' in source else ''}"
         port = self.postfix.services[family].address.rpartition(":")[2]
         return (mail_address(source), int(port))
 
 
 def mail_address(source: str) -> str:
-    """Return the mail host's address of the same family."""
+    """Return the mail host's address in the family of *source*."""
     return MAIL6 if ":" in source else MAIL
 
 
 def both(port: int) -> list[str]:
-    """Return the mail host's two addresses with that port, as a listener binds them."""
+    """Return the mail host's two addresses with that port, for a listener's bind."""
     return [f"{MAIL}:{port}", f"[{MAIL6}]:{port}"]
 
 
 @contextmanager
 def open_site() -> Iterator[Site]:
-    """Make it, and take everything away afterwards."""
+    """Make the site, and remove everything afterwards."""
     need_root()
     with ExitStack() as cleanup:
         directory = _new_directory("proxyshim-lab-")
@@ -115,14 +115,14 @@ def open_site() -> Iterator[Site]:
 
 
 def _new_directory(prefix: str, parent: Path | None = None) -> Path:
-    """Make a directory that Postfix's and Dovecot's users can enter too."""
+    """Make a directory that the users of Postfix and Dovecot can enter too."""
     directory = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     os.chmod(directory, 0o755)
     return directory
 
 
 def _services(certificate: Path) -> Mapping[str, Smtpd]:
-    """Return each service twice: for proxyshim, and as clients reach it directly."""
+    """Return each service twice: for proxyshim, and for direct clients."""
     tls = {
         "smtpd_tls_security_level": "may",
         "smtpd_tls_received_header": "yes",

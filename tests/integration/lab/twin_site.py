@@ -1,6 +1,6 @@
-"""A site where each service is there twice: as clients reach it, and behind proxyshim.
+"""A site that has each service twice: for direct clients, and behind proxyshim.
 
-Postfix, proxyshim and the blocklists ask one DNS server, which knows what RECORDS say.
+Postfix and proxyshim ask one DNS server, which serves RECORDS (the blocklist, too).
 """
 
 import os
@@ -26,9 +26,9 @@ from tests.integration.lab.site import MAIL, MAIL6, PROXY, PROXY6
 
 SASL_PORT: Final = 12345
 POLICY_PORT: Final = 12346
-# The name in proxyshim's own EHLO has to pass the MTA's checks, too.
+# The name in proxyshim's own EHLO has to pass the MTA's checks too.
 SHIM_NAME: Final = "shim.example"
-# What the shim waits for names; glibc, for Postfix, waits as long (RESOLV_CONF).
+# How long the shim waits for names.  For Postfix, glibc waits as long (RESOLV_CONF).
 RESOLVE_S: Final = 1.0
 RESOLV_CONF: Final = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n"
 
@@ -41,7 +41,7 @@ def _v6(last: int) -> str:
     return f"2001:db8:51::{last}"
 
 
-# The clients, by what there is about them to find out.
+# The clients, each named after what the DNS or Postfix's maps say about it.
 CLIENTS: Final = {
     "named": _v4(11),
     "named_v6": _v6(11),
@@ -99,7 +99,7 @@ def _pointer(client: str, *names: str) -> list[str]:
 
 
 def _named(client: str, name: str) -> list[str]:
-    """Return both ways."""
+    """Return the records in both directions."""
     return [*_pointer(client, name), *_addresses(name, CLIENTS[client])]
 
 
@@ -168,7 +168,7 @@ RECORDS: Final = [
     *_named("crowd", "crowd.example"),
     *_named("rush", "rush.example"),
     *_addresses(SHIM_NAME, MAIL),
-    # What clients say in HELO.
+    # The name that clients send in HELO.
     *_addresses("helo.example", "192.0.2.97"),
 ]
 ZONES: Final = [
@@ -184,7 +184,7 @@ ACCESS: Final = (
 )
 REVERSE_ACCESS: Final = "inline:{ { dynamic.example = REJECT by reverse name } }"
 
-# What differs from main.cf.
+# The settings of each service that differ from main.cf.
 SERVICES: Final[Mapping[str, Mapping[str, str]]] = {
     "plain": {},
     "policy": {
@@ -216,7 +216,7 @@ SERVICES: Final[Mapping[str, Mapping[str, str]]] = {
         " reject_unauth_destination",
     },
 }
-AT_ONCE: Final = "_at_once"  # the same with smtpd_delay_reject = no
+AT_ONCE: Final = "_at_once"  # suffix of the same service with smtpd_delay_reject = no
 IMPATIENT: Final = ("names", "reverse", "blocklist", "access", "helo")
 
 MAIN_CF: Final = {
@@ -224,30 +224,30 @@ MAIN_CF: Final = {
     "disable_dns_lookups": "no",
     "mynetworks": f"127.0.0.0/8 {CLIENTS['friend']} [{CLIENTS['friend_v6']}]"
     f" {PROXY} [{PROXY6}] {MAIL} [{MAIL6}]",
-    # As many have it, and so that a temporary failure can be told from a lasting one.
+    # As on many sites, and so that temporary and permanent failures differ.
     "unknown_client_reject_code": "550",
     "unknown_hostname_reject_code": "550",
-    # A client that was refused at once is not kept waiting for its QUIT.
+    # Do not delay the QUIT of a client that was refused at connect.
     "smtpd_error_sleep_time": "0",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How clients reach the services: which port a service has, and where."""
+    """A way to reach the services: the addresses, and the port of each service."""
 
     name: str
     addresses: Mapping[int, str]  # by IP version
     ports: Mapping[str, int]
 
     def to(self, service: str, client: str) -> tuple[str, int]:
-        """Return where *client* connects to."""
+        """Return the address and port to which *client* connects."""
         return self.addresses[ip_address(client).version], self.ports[service]
 
 
 @dataclass(frozen=True, slots=True)
 class TwinSite:
-    """The client's host, Postfix, and two ways to it."""
+    """The client's host, Postfix, and two ways to reach it."""
 
     client: Host
     postfix: Postfix
@@ -267,7 +267,7 @@ def all_services() -> dict[str, dict[str, str]]:
 
 @contextmanager
 def open_twin_site() -> Iterator[TwinSite]:
-    """Make it, and take everything away afterwards."""
+    """Make the site, and remove everything afterwards."""
     need_root()
     with ExitStack() as cleanup:
         directory = Path(tempfile.mkdtemp(prefix="proxyshim-twin-"))
@@ -313,7 +313,7 @@ def open_twin_site() -> Iterator[TwinSite]:
             )
             for name, port in public.items()
         ]
-        # The listeners of proxyshim have the ports of HAProxy's, on the other host.
+        # Each listener of proxyshim has the port of HAProxy's, on the other host.
         haproxy = HAProxy(made["proxy"], directory / "haproxy", listens)
         cleanup.callback(haproxy.stop)
         yield TwinSite(
@@ -340,7 +340,7 @@ def _twins(
 
 
 def _open_shim(mail: Host, directory: Path, doors: Mapping[str, int]) -> Shim:
-    """Start it where /etc/hosts and /etc/resolv.conf are those that Postfix has."""
+    """Start proxyshim with the same /etc/hosts and /etc/resolv.conf as Postfix."""
     etc = directory / "shim-etc"
     _write_resolver_files(etc)
     files = tuple((str(etc / name), f"/etc/{name}") for name in RESOLVER_FILES)

@@ -1,4 +1,4 @@
-"""Transcripts on loopback: the shim between clients and a mail server played by the test.
+"""Transcripts on loopback: the shim between clients and a backend, both played by the test.
 
-Nothing here runs by itself: a test sends and expects for both ends, line after line.
+Neither end acts by itself: the test sends and expects each line at both ends.
 """

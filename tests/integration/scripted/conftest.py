@@ -1,4 +1,4 @@
-"""A shim for each test that asks for one."""
+"""Fixtures: a shim for each test that asks for one, and a backend."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,7 +14,7 @@ OpenRig = Callable[..., Rig]
 
 @pytest.fixture
 def rig_with(tmp_path: Path) -> Iterator[OpenRig]:
-    """Return open_rig(), for a test with settings of its own."""
+    """Return open_rig(), for a test with its own settings."""
     with ExitStack() as cleanup:
         yield lambda **settings: cleanup.enter_context(open_rig(tmp_path, **settings))
 
@@ -27,7 +27,7 @@ def rig(rig_with: OpenRig) -> Rig:
 
 @pytest.fixture
 def backend() -> Iterator[Backend]:
-    """Return a mail server for a shim that the test starts itself."""
+    """Return a backend for a shim that the test starts itself."""
     listening = Backend()
     yield listening
     listening.close()

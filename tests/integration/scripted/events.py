@@ -15,7 +15,7 @@ Event = dict[str, Any]
 
 
 class Events:
-    """What was logged so far, at every level.  Any thread may wait for more."""
+    """The events logged so far, at every level.  Any thread may wait for more."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -23,7 +23,7 @@ class Events:
         self._changed = threading.Condition()
 
     def find(self, event: str, **match: object) -> list[Event]:
-        """Return the events of that name which have these values."""
+        """Return the events of that name that have these values."""
         with self._changed:
             return [found for found in self._events if _has(found, event, match)]
 
@@ -38,13 +38,13 @@ class Events:
             return [found for found in self._events if found["level"] in levels]
 
     def wait(self, event: str, *, count: int = 1, **match: object) -> Event:
-        """Return the *count*-th event of that name which has these values."""
+        """Return the *count*-th event of that name that has these values."""
         found = self._await(event, count, match, LIMIT_S)
         assert found is not None, f"no {event} {match} in {self._events}"
         return found
 
     def lacks(self, event: str, *, for_s: float, **match: object) -> bool:
-        """Wait; tell whether no such event came."""
+        """Return True if no such event comes within that time."""
         return self._await(event, 1, match, for_s) is None
 
     def _await(
@@ -61,7 +61,7 @@ class Events:
                 self._changed.wait(left)
 
     def forget(self, event: str) -> None:
-        """Forget the events of that name."""
+        """Remove the events of that name."""
         with self._changed:
             self._events = [kept for kept in self._events if kept["event"] != event]
 
@@ -74,7 +74,7 @@ class Events:
 
 @contextmanager
 def captured_events() -> Iterator[Events]:
-    """Take over the logging of the whole process for a while."""
+    """Capture the log of the whole process during the block."""
     before = structlog.get_config()
     events = Events()
     structlog.configure(

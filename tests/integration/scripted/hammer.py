@@ -1,4 +1,4 @@
-"""A client that connects all the time, one connection after the other, and keeps count."""
+"""A client that opens one connection after the other all the time, and counts results."""
 
 import contextlib
 import threading
@@ -10,10 +10,10 @@ from tests.integration.scripted.wire import LIMIT_S
 
 
 class Hammer:
-    """Connects to an address while the block lasts."""
+    """Connects to an address again and again during the block."""
 
     def __init__(self, address: str) -> None:
-        """Connect as a client that nobody listed."""
+        """Connect from an unlisted address."""
         self._address = address
         self._stopping = False
         self._changed = threading.Condition()
@@ -24,19 +24,19 @@ class Hammer:
         self.lost: list[str] = []  # connections that ended without a greeting
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Start connecting; wait for the first greetings."""
         self._thread.start()
         self.wait_for_more()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """End with the connection that is open."""
+        """Finish the open connection, and stop."""
         self._stopping = True
         self._thread.join(2 * LIMIT_S)
         assert not self._thread.is_alive()
 
     def wait_for_more(self, number: int = 10) -> None:
-        """Wait until so many more were greeted."""
+        """Wait until *number* more connections were greeted."""
         with self._changed:
             wanted = self.greeted + number
             enough = self._changed.wait_for(lambda: self.greeted >= wanted, LIMIT_S)
@@ -62,6 +62,6 @@ class Hammer:
                 self.greeted += 1
                 self.slowest_s = max(self.slowest_s, time.monotonic() - began)
                 self._changed.notify_all()
-            with contextlib.suppress(OSError):  # its server may be killed
+            with contextlib.suppress(OSError):  # the test may have killed the server
                 client.send(b"QUIT\r\n")
                 client.rest()

@@ -35,7 +35,7 @@ XCLIENT = (
 
 
 def xclient_of(client: socket.socket) -> bytes:
-    """Return the XCLIENT line for a client that runs as its own socket address."""
+    """Return the XCLIENT line for a client that is known by its socket address."""
     host, port = client.getsockname()[:2]
     server, server_port = client.getpeername()[:2]
     return (

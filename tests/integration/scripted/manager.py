@@ -1,4 +1,4 @@
-"""A service manager that a test plays: it listens for what sd_notify(3) sends."""
+"""A service manager played by the test: it receives what sd_notify(3) sends."""
 
 import socket
 import time
@@ -12,10 +12,10 @@ Assignments = Mapping[str, str]
 
 
 class Manager:
-    """The socket that NOTIFY_SOCKET names, and what came so far."""
+    """The socket that NOTIFY_SOCKET names, and the messages received so far."""
 
     def __init__(self, name: str) -> None:
-        """Listen at a path, or at an abstract name that begins with "@"."""
+        """Bind to a path, or to an abstract name that begins with "@"."""
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sock.bind("\0" + name[1:] if name.startswith("@") else name)
         self.environment = {"NOTIFY_SOCKET": name}
@@ -24,7 +24,7 @@ class Manager:
     def wait(
         self, fits: Callable[[Assignments], bool], within_s: float = LIMIT_S
     ) -> Assignments:
-        """Return the next message that fits; what came before it is passed over."""
+        """Return the next message that fits; skip those before it."""
         deadline = time.monotonic() + within_s
         while (left := deadline - time.monotonic()) > 0:
             self._sock.settimeout(left)
@@ -40,11 +40,11 @@ class Manager:
         raise AssertionError(f"no such message within {within_s} s: {self.messages}")
 
     def wait_for(self, key: str, value: str | None = None) -> Assignments:
-        """Return the next message with that key, and value if one is given."""
+        """Return the next message with that key, and with *value* if given."""
         return self.wait(lambda m: key in m and value in (None, m[key]))
 
     def lacks(self, key: str, *, for_s: float) -> bool:
-        """Wait; tell whether no message with that key came."""
+        """Return True if no message with that key comes within that time."""
         try:
             self.wait(lambda m: key in m, for_s)
         except AssertionError:
@@ -52,13 +52,13 @@ class Manager:
         return False
 
     def close(self) -> None:
-        """Listen no more."""
+        """Close the socket."""
         self._sock.close()
 
 
 @contextmanager
 def listening_manager(directory: Path) -> Iterator[Manager]:
-    """Listen in a directory for a while."""
+    """Run a manager with its socket in *directory* during the block."""
     manager = Manager(str(directory / "notify"))
     try:
         yield manager

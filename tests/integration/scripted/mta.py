@@ -1,4 +1,4 @@
-"""A mail server that a test plays: it listens, and leaves every word to the test."""
+"""A backend played by the test: it listens, and the test says every word."""
 
 import socket
 from pathlib import Path
@@ -7,16 +7,16 @@ from tests.integration.scripted.wire import LIMIT_S, Wire
 
 ATTRIBUTES = b"NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT REVERSE_NAME"
 OFFER = b"250-mx.test\r\n250-PIPELINING\r\n250 XCLIENT " + ATTRIBUTES + b"\r\n"
-# What it says to the client's own EHLO once the right is gone.
+# The reply to the client's own EHLO, once the XCLIENT right is gone.
 EXTENSIONS = b"250-mx.test\r\n250-PIPELINING\r\n250 SIZE 1000000\r\n"
 FIRST_GREETING = b"220 mx.test for the shim alone\r\n"
 GREETING = b"220 mx.test ESMTP at your service\r\n"
-# The name that the shim has in all these tests.
+# The shim's ehlo_name in all these tests.
 EHLO = b"EHLO shim.test\r\n"
 
 
 class Mta(Wire):
-    """The server's end of one connection from the shim."""
+    """The backend's end of one connection from the shim."""
 
     def greet(self, offer: bytes = OFFER) -> bytes:
         """Greet the shim and answer its EHLO; return the command that follows."""
@@ -26,14 +26,14 @@ class Mta(Wire):
         return self.line()
 
     def introduce(self, offer: bytes = OFFER, greeting: bytes = GREETING) -> bytes:
-        """Be told who the client is, and greet it; return the XCLIENT line."""
+        """Take the XCLIENT, and greet the client; return the XCLIENT line."""
         xclient = self.greet(offer)
         self.send(greeting)
         return xclient
 
 
 class Backend:
-    """Where the server listens."""
+    """The listening socket of the backend."""
 
     def __init__(
         self, path: Path | None = None, host: str = "127.0.0.1", backlog: int = 64
@@ -53,16 +53,16 @@ class Backend:
 
     @property
     def port(self) -> int:
-        """Return the port it listens on."""
+        """Return the port that it listens on."""
         return int(self._sock.getsockname()[1])
 
     def accept(self) -> Mta:
-        """Take the next connection."""
+        """Accept the next connection."""
         self._sock.settimeout(LIMIT_S)
         return Mta(self._sock.accept()[0])
 
     def was_left_alone(self) -> bool:
-        """Tell whether nobody connected that was not accepted yet."""
+        """Return True if no connection waits to be accepted."""
         self._sock.settimeout(0)
         try:
             sock, _ = self._sock.accept()
@@ -72,5 +72,5 @@ class Backend:
         return False
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self._sock.close()

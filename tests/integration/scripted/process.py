@@ -1,4 +1,4 @@
-"""The shim as a process of its own, for what only a process has: signals, memory, limits."""
+"""The shim in its own process, to test what only a process has: signals, memory, limits."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 class Process:
-    """``proxyshim run`` on a configuration, its log in ``lines``."""
+    """``proxyshim run`` with a configuration; its log is in ``lines``."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Process:
         environment: Mapping[str, str] | None = None,
         pass_fds: Sequence[int] = (),
     ) -> None:
-        """Start it; wait for its end or ``ready()``."""
+        """Start the process.  Enter the context to wait until it serves."""
         self.lines = Lines("proxyshim")
         self._process = subprocess.Popen(
             [*argv, str(config)],
@@ -57,7 +57,7 @@ class Process:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """End it however that works."""
+        """Kill the process."""
         self.kill()
 
     @property
@@ -67,11 +67,11 @@ class Process:
 
     @property
     def address(self) -> str:
-        """Return the first address it listens on."""
+        """Return the first address that it listens on."""
         return str(self.wait_event("listener_opened")["address"])
 
     def events(self, event: str, **match: object) -> list[Mapping[str, Any]]:
-        """Return the events of that name which have these values."""
+        """Return the events of that name that have these values."""
         wanted = {"event": event, **match}.items()
         found = map(read_event, self.lines.since())
         return [one for one in found if wanted <= one.items()]
@@ -79,7 +79,7 @@ class Process:
     def wait_event(
         self, event: str, *, number: int = 1, **match: object
     ) -> Mapping[str, Any]:
-        """Return the *number*-th event of that name which has these values."""
+        """Return the *number*-th event of that name that has these values."""
         wanted = {"event": event, **match}.items()
 
         def fits(line: str) -> Mapping[str, Any] | None:
@@ -89,21 +89,21 @@ class Process:
         return self.lines.wait(fits, f"event {event} {match}", count=number)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal."""
+        """Send a signal to the process."""
         self._process.send_signal(number)
 
     def exit_code(self) -> int:
-        """Return its exit code when it has ended; a successor may still log."""
+        """Wait for its end; return the exit code.  A successor may still write the log."""
         return self._process.wait(LIMIT_S)
 
     def wait(self) -> int:
-        """Return its exit code when it has ended, with its last log line read."""
+        """Wait for its end and for its last log line; return the exit code."""
         code = self.exit_code()
         self._reader.join(LIMIT_S)
         return code
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         self._process.wait(LIMIT_S)
@@ -116,31 +116,31 @@ class Process:
                 self.lines.add(line.decode("utf-8", "backslashreplace").rstrip("\n"))
         self.lines.end()
 
-    # What the kernel knows of it.
+    # What the kernel knows about the process.
 
     def leave_descriptors(self, spare: int) -> None:
-        """Leave it so many more descriptors than it has open."""
+        """Limit the process to *spare* descriptors more than it has open."""
         used = {int(each.name) for each in Path(f"/proc/{self.pid}/fd").iterdir()}
         free = (number for number in count() if number not in used)
         self.limit_descriptors(next(islice(free, spare, None)))
 
     def limit_descriptors(self, limit: int) -> None:
-        """Let it open none of this number or a higher one."""
+        """Set the limit of its descriptors: all must be below *limit*."""
         _, hard = resource.prlimit(self.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(self.pid, resource.RLIMIT_NOFILE, (limit, hard))
 
     def cpu_s(self) -> float:
-        """Return the processor time it has used so far."""
+        """Return the CPU time that it has used so far."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND
 
     def forget_peak_memory(self) -> int:
-        """Begin to measure the peak anew; return the memory it has now, in octets."""
+        """Reset the measured peak; return the memory that it uses now, in bytes."""
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
         return self._memory("VmRSS")
 
     def peak_memory(self) -> int:
-        """Return the most memory it had since, in octets."""
+        """Return the peak of its memory since the reset, in bytes."""
         return self._memory("VmHWM")
 
     def _memory(self, key: str) -> int:

@@ -1,4 +1,4 @@
-"""Who gets what: the listener's table, row by row, as the peers see it."""
+"""Admission as the peers see it: what listed and unlisted peers may send, and get."""
 
 import socket
 import stat
@@ -41,11 +41,11 @@ DRIBBLE_S = 0.05
 
 
 def header_splits() -> list[tuple[str, int]]:
-    """Return every point within a signature at which a header can be cut in two."""
+    """Return every position inside a signature at which a header can be cut in two."""
     return [(form, at) for form, (_, end) in SPLITTABLE.items() for at in range(1, end)]
 
 
-# An unlisted peer that waits for the greeting: the session, as its own address.
+# An unlisted peer that waits for the greeting gets a session as its own address.
 
 
 def test_an_unlisted_client_runs_as_its_socket_address(rig: Rig) -> None:
@@ -54,14 +54,14 @@ def test_an_unlisted_client_runs_as_its_socket_address(rig: Rig) -> None:
     client.expect(GREETING)
 
 
-def test_over_ipv6_too(rig_with: OpenRig) -> None:
+def test_an_unlisted_ipv6_client_runs_as_its_socket_address(rig_with: OpenRig) -> None:
     rig = rig_with(bind=["[::1]:0"])
     client = rig.connect("::1")
     assert rig.accept().introduce() == xclient_of(client.sock)
     client.expect(GREETING)
 
 
-def test_the_ipv6_wildcard_is_not_ipv4(rig_with: OpenRig) -> None:
+def test_the_ipv6_wildcard_does_not_accept_ipv4(rig_with: OpenRig) -> None:
     rig = rig_with(bind=["[::]:0"])
     port = rig.shim.address().rpartition(":")[2]
     with connect(f"[::1]:{port}"):
@@ -76,7 +76,7 @@ def test_without_a_list_nobody_is_listed(rig_with: OpenRig) -> None:
     assert rig.accept().introduce() == xclient_of(client.sock)
 
 
-def test_what_an_unlisted_client_says_early_is_kept(rig: Rig) -> None:
+def test_early_input_of_an_unlisted_client_is_kept(rig: Rig) -> None:
     client = rig.connect()
     client.send(b"EHLO early.test\r\nMAIL FROM:<>\r\n")
     mta = rig.accept()
@@ -87,7 +87,7 @@ def test_what_an_unlisted_client_says_early_is_kept(rig: Rig) -> None:
     client.expect(GREETING + EXTENSIONS)
 
 
-# A listed peer with a valid header: no greeting before it, then the session.
+# A listed peer that sends a valid header gets no greeting before it, then a session.
 
 
 @pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
@@ -101,7 +101,9 @@ def test_a_listed_proxy_speaks_for_its_client(rig: Rig, header: bytes) -> None:
 
 
 @pytest.mark.parametrize("write", [v1, v2])
-def test_for_an_ipv6_client_too(rig: Rig, write: Callable[[str], bytes]) -> None:
+def test_a_listed_proxy_speaks_for_an_ipv6_client(
+    rig: Rig, write: Callable[[str], bytes]
+) -> None:
     proxy = rig.connect(LISTED)
     proxy.send(write(CLIENT6))
     assert rig.accept().introduce() == (
@@ -112,7 +114,7 @@ def test_for_an_ipv6_client_too(rig: Rig, write: Callable[[str], bytes]) -> None
 
 
 @pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
-def test_single_octets_are_put_together(rig: Rig, header: bytes) -> None:
+def test_a_header_sent_in_single_octets_is_accepted(rig: Rig, header: bytes) -> None:
     early = b"EHLO client.test\r\nMAIL FROM:<>\r\nRCPT"
     proxy = rig.connect(LISTED)
     proxy.send_each_octet(header + early)
@@ -125,9 +127,7 @@ def test_single_octets_are_put_together(rig: Rig, header: bytes) -> None:
 
 
 @pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
-def test_a_cut_anywhere_loses_nothing_behind_the_header(
-    rig: Rig, header: bytes
-) -> None:
+def test_a_header_cut_anywhere_loses_nothing_after_it(rig: Rig, header: bytes) -> None:
     whole = header + b"EHLO client.test\r\n"
     for cut in range(1, len(whole)):
         with rig.connect(LISTED) as proxy:
@@ -148,11 +148,11 @@ def test_the_signature_of_a_second_header_is_a_command(rig: Rig) -> None:
     assert mta.rest() == b"QUIT\r\n"
 
 
-# A listed peer that says nothing, or not enough, in time.
+# A listed peer that sends no complete header in time.
 
 
 @pytest.mark.parametrize("start", [b"", v1()[:20], v2()[:13], v2()[:20]])
-def test_a_header_that_does_not_come_is_timed_out(
+def test_a_missing_or_incomplete_header_times_out(
     rig_with: OpenRig, start: bytes
 ) -> None:
     rig = rig_with(header_timeout_s=0.2)
@@ -176,7 +176,7 @@ def test_octets_do_not_extend_the_time_for_a_header(rig_with: OpenRig) -> None:
     assert rig.story()["octets_in"] < len(v1())
 
 
-# A listed peer whose octets cannot become a header.
+# A listed peer whose input cannot become a header.
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_octets_do_not_extend_the_time_for_a_header(rig_with: OpenRig) -> None:
         ),
     ],
 )
-def test_what_is_no_header_is_refused_at_once(
+def test_an_invalid_header_is_refused_at_once(
     rig: Rig, octets: bytes, reason: str
 ) -> None:
     proxy = rig.connect(LISTED)
@@ -232,7 +232,7 @@ def test_a_long_v2_header_needs_a_setting(rig_with: OpenRig) -> None:
 
 
 @pytest.mark.parametrize("vanish", [Wire.close, Wire.reset])
-def test_an_end_within_the_header_is_no_cause_for_alarm(
+def test_a_peer_that_closes_within_its_header_causes_no_warning(
     rig: Rig, vanish: Callable[[Wire], None]
 ) -> None:
     proxy = rig.connect(LISTED)
@@ -243,15 +243,15 @@ def test_an_end_within_the_header_is_no_cause_for_alarm(
     assert rig.backend.was_left_alone()
 
 
-# A listed peer that closes without a byte, and checks that are gone again.
+# Peers that close without sending a byte, and checks that disconnect at once.
 
 
 @pytest.mark.parametrize("source", [LISTED, STRANGER])
 @pytest.mark.parametrize("vanish", [Wire.close, Wire.reset])
-def test_a_tcp_check_is_quiet(
+def test_a_tcp_check_is_logged_for_debugging_only(
     rig: Rig, source: str, vanish: Callable[[Wire], None]
 ) -> None:
-    # An unlisted peer that stays a moment longer is a client like any other.
+    # An unlisted peer that stays longer is treated as a client like any other.
     with rig.shim.held():
         vanish(rig.connect(source))
     assert rig.story()["outcome"] == "probed"
@@ -264,7 +264,7 @@ def test_a_tcp_check_is_quiet(
 @pytest.mark.parametrize(
     "header", [LOCAL_CHECK, b"PROXY UNKNOWN\r\n", v1(LISTED)], ids=["v2", "v1", "own"]
 )
-def test_a_check_that_is_gone_again_does_not_bother_the_mta(
+def test_a_check_that_disconnects_at_once_does_not_reach_the_mta(
     rig: Rig, header: bytes, vanish: Callable[[Wire], None]
 ) -> None:
     proxy = rig.connect(LISTED)
@@ -276,11 +276,13 @@ def test_a_check_that_is_gone_again_does_not_bother_the_mta(
     assert rig.backend.was_left_alone()
 
 
-# An unlisted peer that tries PROXY.
+# An unlisted peer that sends a PROXY header.
 
 
 @pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
-def test_a_header_that_is_there_first_is_forbidden(rig: Rig, header: bytes) -> None:
+def test_an_unlisted_header_that_precedes_accept_is_refused(
+    rig: Rig, header: bytes
+) -> None:
     with rig.shim.held():
         client = rig.connect(STRANGER)
         client.send(header + b"EHLO client.test\r\n")
@@ -290,7 +292,9 @@ def test_a_header_that_is_there_first_is_forbidden(rig: Rig, header: bytes) -> N
 
 
 @pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
-def test_a_header_before_the_greeting_is_forbidden(rig: Rig, header: bytes) -> None:
+def test_an_unlisted_header_before_the_greeting_is_refused(
+    rig: Rig, header: bytes
+) -> None:
     client = rig.connect(STRANGER)
     mta = rig.accept()
     client.send(header + b"EHLO client.test\r\n")
@@ -301,7 +305,9 @@ def test_a_header_before_the_greeting_is_forbidden(rig: Rig, header: bytes) -> N
 
 
 @pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
-def test_a_header_behind_the_greeting_is_forbidden(rig: Rig, header: bytes) -> None:
+def test_an_unlisted_header_after_the_greeting_is_refused(
+    rig: Rig, header: bytes
+) -> None:
     client, mta = rig.pair()
     client.send(header + b"EHLO client.test\r\n")
     assert client.last_words() == FORBIDDEN
@@ -310,7 +316,7 @@ def test_a_header_behind_the_greeting_is_forbidden(rig: Rig, header: bytes) -> N
 
 
 def is_reported(rig: Rig, client: Wire) -> None:
-    """Check that the operator hears of an entry forgotten in haproxy_hosts, once."""
+    """Check that one log line warns of an entry that is missing in haproxy_hosts."""
     story = rig.story()
     assert (story["outcome"], story["reason"]) == ("refused", "header_forbidden")
     (refused,) = rig.events.at_least("warning", "error")
@@ -327,14 +333,16 @@ def test_the_reply_names_an_ipv6_peer(rig_with: OpenRig) -> None:
 
 
 @pytest.mark.parametrize(("form", "cut"), header_splits())
-def test_a_header_cut_by_the_greeting_is_refused(rig: Rig, form: str, cut: int) -> None:
+def test_an_unlisted_header_cut_by_the_greeting_is_refused(
+    rig: Rig, form: str, cut: int
+) -> None:
     header, _ = SPLITTABLE[form]
     client = rig.connect(STRANGER)
     client.send(header[:cut])
     mta = rig.accept()
     mta.introduce()
     client.expect(GREETING)
-    # Complete empty lines pass; the third line of v2 begins with a NUL.
+    # Complete empty lines pass.  The third line of v2 begins with a NUL.
     empty_lines = min(header[:cut].count(b"\r\n"), 2)
     mta.expect(b"\r\n" * empty_lines)
     mta.send(b"500 5.5.2 empty\r\n" * empty_lines)
@@ -346,7 +354,7 @@ def test_a_header_cut_by_the_greeting_is_refused(rig: Rig, form: str, cut: int) 
 
 
 @pytest.mark.parametrize("form", HEADERS)
-def test_a_header_in_single_octets_is_refused(rig: Rig, form: str) -> None:
+def test_an_unlisted_header_in_single_octets_is_refused(rig: Rig, form: str) -> None:
     client, mta = rig.pair()
     header = HEADERS[form]
     while header.startswith(b"\r\n"):
@@ -369,7 +377,7 @@ def test_a_header_in_single_octets_is_refused(rig: Rig, form: str) -> None:
         (b"p", b"roxy2\r\n"),
     ],
 )
-def test_what_only_begins_like_a_header_passes(
+def test_a_command_that_only_begins_like_a_header_passes(
     rig: Rig, first: bytes, then: bytes
 ) -> None:
     client, mta = rig.pair()
@@ -382,7 +390,7 @@ def test_what_only_begins_like_a_header_passes(
     client.expect(b"500 5.5.2 what?\r\n")
 
 
-def test_the_word_alone_is_no_header_but_unwelcome(rig: Rig) -> None:
+def test_the_word_proxy_alone_is_no_header_but_ends_the_session(rig: Rig) -> None:
     client, mta = rig.pair()
     client.send(b"PROXY\r\n")
     assert client.last_words() == UNWELCOME
@@ -509,7 +517,7 @@ def test_each_listener_has_its_own_list_and_backend(tmp_path: Path) -> None:
 
 
 def talks_to(address: str, source: str, backend: Backend, listed: bool) -> None:
-    """Check who a session from *source* runs as."""
+    """Check which client a session from *source* conveys."""
     with connect(address, source) as client:
         if listed:
             client.send(v1())
@@ -517,7 +525,7 @@ def talks_to(address: str, source: str, backend: Backend, listed: bool) -> None:
             assert mta.introduce() == (XCLIENT if listed else xclient_of(client.sock))
 
 
-def test_a_header_that_comes_while_a_dead_backend_is_asked_is_told_of(rig: Rig) -> None:
+def test_an_unlisted_header_is_reported_even_if_the_backend_fails(rig: Rig) -> None:
     stranger = rig.connect(STRANGER)
     mta = rig.accept()
     stranger.send(v1())

@@ -1,4 +1,4 @@
-"""Back pressure, both ways: who is slow makes the other wait, and costs no memory."""
+"""Back pressure both ways: a slow end makes the other end wait, and costs no memory."""
 
 import threading
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tests.integration.scripted.wire import LIMIT_S, Wire
 
 MEGABYTE = 1_000_000
 BODY = 200 * MEGABYTE
-# Room for one read each way, and what Python takes for it.
+# Room for one read each way, and for Python's overhead.
 ALLOWED = 8 * MEGABYTE
 
 LINE = bytes(range(33, 127)) * 10 + b"\r\n"
@@ -24,7 +24,7 @@ LINE = bytes(range(33, 127)) * 10 + b"\r\n"
 
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[tuple[Process, Wire, Mta]]:
-    """Open a relaxed session through a process of its own."""
+    """Open a relaxed session through a shim in its own process."""
     (tmp_path / "haproxy_hosts").write_text(f"{LISTED}\n")
     with ExitStack() as cleanup:
         backend = Backend()
@@ -48,14 +48,15 @@ def session(tmp_path: Path) -> Iterator[tuple[Process, Wire, Mta]]:
 
 
 class Sender:
-    """Sends on a thread, and counts."""
+    """Sends in a thread, and counts."""
 
     def __init__(self, wire: Wire, chunk: bytes, octets: int) -> None:
-        """Send *chunk* over and over, *octets* in all."""
+        """Send *chunk* over and over, *octets* bytes in all."""
         self.sent = 0
         self._wire, self._chunk, self._octets = wire, chunk, octets
         self._progress = threading.Condition()
-        # Half a million replies pass while one send waits: many seconds on a busy machine.
+        # Half a million replies pass while one send waits, which takes many seconds on a
+        # busy machine.
         wire.sock.settimeout(4 * LIMIT_S)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -73,20 +74,20 @@ class Sender:
                 self._progress.notify_all()
 
     def wait_until_stuck(self) -> int:
-        """Return how much was sent when nothing more was taken for a while."""
+        """Wait until the other end takes no more; return how much was sent."""
         with self._progress:
             while self._progress.wait(0.3):
                 pass
             return self.sent
 
     def join(self) -> None:
-        """Wait until all is sent."""
+        """Wait until everything is sent."""
         self._thread.join(LIMIT_S)
         assert not self._thread.is_alive()
 
 
 def take(wire: Wire, octets: int, chunk: bytes) -> None:
-    """Read so many octets of repeated *chunk*, and check each, keeping none."""
+    """Read *octets* bytes of repeated *chunk*, and check each, but keep none."""
     block = memoryview(bytearray(1_048_576))
     expected = chunk * (len(block) // len(chunk) + 2)
     position = 0
@@ -126,7 +127,8 @@ def test_a_client_that_does_not_read_makes_the_backend_wait(
     reply = b"214-" + LINE + b"214 end\r\n"
     count = BODY // 4 // len(reply)
     before = shim.forget_peak_memory()
-    # Answers come unasked here; more than 1,000 questions could wait for ones that are gone.
+    # The replies come without waiting for the questions.  With more than 1,000 questions,
+    # the shim could wait for replies that have passed already.
     asking = Sender(client, b"HELP\r\n", 6 * 500)
     answering = Sender(mta, reply, len(reply) * count)
     stuck_at = answering.wait_until_stuck()
@@ -139,7 +141,7 @@ def test_a_client_that_does_not_read_makes_the_backend_wait(
     assert shim.peak_memory() - before < ALLOWED
 
 
-def test_commands_without_end_are_not_read_without_replies(
+def test_endless_commands_are_not_read_while_replies_are_missing(
     session: tuple[Process, Wire, Mta],
 ) -> None:
     shim, client, mta = session
@@ -151,10 +153,10 @@ def test_commands_without_end_are_not_read_without_replies(
     asking.join()
 
 
-def test_replies_without_end_are_not_read_without_a_reader(
+def test_endless_replies_are_not_read_while_the_client_does_not_read(
     session: tuple[Process, Wire, Mta],
 ) -> None:
-    """Behind STARTTLS, where nothing counts replies."""
+    """After STARTTLS, where the guard does not count replies."""
     shim, client, mta = session
     client.send(b"STARTTLS\r\n")
     mta.expect(b"STARTTLS\r\n")

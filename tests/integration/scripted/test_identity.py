@@ -1,4 +1,4 @@
-"""Who the client is: what the mail server is told, and what a check may say."""
+"""The client's identity: which one is conveyed, and what a check-only session may do."""
 
 import errno
 import subprocess
@@ -137,30 +137,34 @@ def test_the_source_is_conveyed(rig: Rig, header: bytes, xclient: bytes) -> None
     mta.expect(b"MAIL FROM:<>\r\n")
 
 
-# A check-only session: the proxy's own address, five commands, else a 421.
+# A check-only session has the proxy's own address.  After other than five commands: 421.
 
 
 @pytest.mark.parametrize("header", WITHOUT_ADDRESS.values(), ids=WITHOUT_ADDRESS)
-def test_a_header_without_an_address_is_a_check(rig: Rig, header: bytes) -> None:
-    is_a_check(rig, header, NO_ADDRESS, "no_client_address")
+def test_a_header_without_an_address_allows_only_a_check(
+    rig: Rig, header: bytes
+) -> None:
+    allows_only_a_check(rig, header, NO_ADDRESS, "no_client_address")
 
 
 @pytest.mark.parametrize("write", [v1, v2])
 @pytest.mark.parametrize("claim", UNBELIEVABLE)
-def test_an_impossible_claim_is_a_check(rig: Rig, claim: str, write: object) -> None:
+def test_an_impossible_claim_allows_only_a_check(
+    rig: Rig, claim: str, write: object
+) -> None:
     assert callable(write)
-    is_a_check(rig, write(claim), NOT_BELIEVED, "claim_not_believed")
+    allows_only_a_check(rig, write(claim), NOT_BELIEVED, "claim_not_believed")
 
 
-def test_an_address_of_this_host_is_a_check(
+def test_a_claim_of_this_hosts_address_allows_only_a_check(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = ip_address("203.0.113.80")
     monkeypatch.setattr("proxyshim.session.trust.is_local", own.__eq__)
-    is_a_check(rig, v1(str(own)), NOT_BELIEVED, "claim_not_believed")
+    allows_only_a_check(rig, v1(str(own)), NOT_BELIEVED, "claim_not_believed")
 
 
-def test_an_address_of_the_backend_is_a_check(
+def test_a_claim_of_the_backends_address_allows_only_a_check(
     rig_with: OpenRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def addresses_of(_: Dial) -> frozenset[Address]:
@@ -168,23 +172,23 @@ def test_an_address_of_the_backend_is_a_check(
 
     monkeypatch.setattr(Dial, "ip_addresses", addresses_of)
     rig = rig_with()
-    is_a_check(rig, v1("203.0.113.90"), NOT_BELIEVED, "claim_not_believed")
+    allows_only_a_check(rig, v1("203.0.113.90"), NOT_BELIEVED, "claim_not_believed")
     with rig.connect(LISTED) as client:
         client.send(v2("2001:db8::90"))
         assert rig.accept().introduce() == xclient_of(client.sock)
 
 
 @pytest.mark.parametrize("claim", ["203.0.113.7", "2001:db8:dead::1"])
-def test_an_untrusted_claim_is_a_check(rig_with: OpenRig, claim: str) -> None:
+def test_an_untrusted_claim_allows_only_a_check(rig_with: OpenRig, claim: str) -> None:
     rig = rig_with(untrusted_claims=["203.0.113.0/28", "2001:db8:dead::/48"])
-    is_a_check(rig, v1(claim), NOT_BELIEVED, "claim_not_believed")
+    allows_only_a_check(rig, v1(claim), NOT_BELIEVED, "claim_not_believed")
     with rig.connect(LISTED) as client:
         client.send(v1("203.0.113.16"))
         assert b" ADDR=203.0.113.16 " in rig.accept().introduce()
 
 
-def is_a_check(rig: Rig, header: bytes, refusal: bytes, reason: str) -> None:
-    """Check that the five commands pass, in silence, and that mail does not."""
+def allows_only_a_check(rig: Rig, header: bytes, refusal: bytes, reason: str) -> None:
+    """Check that the five commands pass without a warning, and that mail is refused."""
     mark = len(rig.events.find("session_closed"))
     client, mta = check_session(rig, header)
     for command in (b"HELO lb.test", b"NOOP", b"RSET", b"noop 2"):
@@ -219,7 +223,7 @@ def check_session(rig: Rig, header: bytes) -> tuple[Wire, Mta]:
 
 
 @pytest.mark.parametrize("command", OTHER_COMMANDS)
-def test_a_check_says_nothing_else(rig: Rig, command: bytes) -> None:
+def test_a_check_may_send_no_other_command(rig: Rig, command: bytes) -> None:
     client, mta = check_session(rig, LOCAL_CHECK)
     client.send(command + b"\r\n")
     assert client.last_words() == NO_ADDRESS
@@ -227,14 +231,14 @@ def test_a_check_says_nothing_else(rig: Rig, command: bytes) -> None:
 
 
 @pytest.mark.parametrize("command", [b"XCLIENT ADDR=203.0.113.7", b"XFORWARD NAME=a"])
-def test_a_check_can_not_say_who_it_is(rig: Rig, command: bytes) -> None:
+def test_a_check_cannot_claim_an_identity(rig: Rig, command: bytes) -> None:
     client, mta = check_session(rig, LOCAL_CHECK)
     client.send(command + b"\r\nMAIL FROM:<>\r\n")
     assert client.last_words().endswith(NO_ADDRESS)
     assert mta.rest() == b"QUIT\r\n"
 
 
-def test_a_check_that_takes_leave_is_quiet(rig: Rig) -> None:
+def test_a_check_that_quits_causes_no_warning(rig: Rig) -> None:
     client, mta = check_session(rig, LOCAL_CHECK)
     client.send(b"QUIT\r\n")
     mta.expect(b"QUIT\r\n")
@@ -247,7 +251,7 @@ def test_a_check_that_takes_leave_is_quiet(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("vanish", [Wire.close, Wire.reset])
-def test_a_check_that_vanishes_is_quiet(rig: Rig, vanish: object) -> None:
+def test_a_check_that_vanishes_causes_no_warning(rig: Rig, vanish: object) -> None:
     assert callable(vanish)
     client, mta = check_session(rig, LOCAL_CHECK)
     vanish(client)
@@ -268,11 +272,11 @@ def test_a_check_that_stays_strict_is_offered_nothing_dangerous(rig: Rig) -> Non
     client.expect(GREETING + b"250-mx.test\r\n250 PIPELINING\r\n")
 
 
-# Believing more, by a setting.
+# believed_claims.
 
 
 @pytest.mark.parametrize("claim", ["127.0.0.1", LISTED, "::1"])
-def test_what_a_setting_believes_is_believed(rig_with: OpenRig, claim: str) -> None:
+def test_a_claim_in_believed_claims_is_believed(rig_with: OpenRig, claim: str) -> None:
     rig = rig_with(believed_claims=["127.0.0.0/8", "::1"])
     client = rig.connect(LISTED)
     client.send(v1(claim))
@@ -283,12 +287,12 @@ def test_what_a_setting_believes_is_believed(rig_with: OpenRig, claim: str) -> N
     mta.expect(b"MAIL FROM:<>\r\n")
 
 
-def test_who_is_distrusted_and_believed_is_distrusted(rig_with: OpenRig) -> None:
+def test_untrusted_claims_prevail_over_believed_claims(rig_with: OpenRig) -> None:
     rig = rig_with(believed_claims=["203.0.113.0/24"], untrusted_claims=["203.0.113.7"])
-    is_a_check(rig, v1(), NOT_BELIEVED, "claim_not_believed")
+    allows_only_a_check(rig, v1(), NOT_BELIEVED, "claim_not_believed")
 
 
-# Which addresses are this host's own; asked in a network namespace, which has some.
+# Local addresses, tested in a network namespace that has some.
 
 ASK = """
 import ipaddress, sys
@@ -301,7 +305,7 @@ OF_THE_HOST = {
     "192.0.2.10": True,
     "192.0.2.11": False,
     "192.0.2.255": True,  # broadcast
-    "198.51.100.1": False,  # by the default route
+    "198.51.100.1": False,  # reached through the default route
     "203.0.113.9": True,  # the whole network is routed to this host
     "2001:db8:1::10": True,
     "2001:db8:1::11": False,
@@ -311,7 +315,7 @@ OF_THE_HOST = {
 
 
 @pytest.mark.parametrize("nonlocal_bind", ["0", "1"])
-def test_the_kernel_is_asked_which_addresses_are_ours(nonlocal_bind: str) -> None:
+def test_the_kernel_knows_which_addresses_are_local(nonlocal_bind: str) -> None:
     need_root()
     unshare, ip = (
         find_program("nsenter").replace("nsenter", "unshare"),
@@ -343,21 +347,21 @@ def test_the_kernel_is_asked_which_addresses_are_ours(nonlocal_bind: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("number", "ours"),
+    ("number", "local"),
     [
         (errno.EMFILE, True),
         (errno.ENFILE, True),
         (errno.ENOBUFS, True),
-        (errno.EACCES, True),  # what connect() says of a broadcast address
+        (errno.EACCES, True),  # connect() to a broadcast address
         (errno.EAFNOSUPPORT, False),  # RestrictAddressFamilies=, or no IPv6
         (errno.ENETUNREACH, False),
     ],
 )
-def test_who_can_not_ask_the_kernel_believes_nothing(
-    monkeypatch: pytest.MonkeyPatch, number: int, ours: bool
+def test_a_failed_kernel_query_counts_as_local_unless_it_proves_otherwise(
+    monkeypatch: pytest.MonkeyPatch, number: int, local: bool
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError(number, "made up")
 
     monkeypatch.setattr("proxyshim.net.local_addresses.socket.socket", fail)
-    assert is_local(IPv4Address(CLIENT)) is ours
+    assert is_local(IPv4Address(CLIENT)) is local

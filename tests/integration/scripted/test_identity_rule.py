@@ -1,7 +1,7 @@
-"""No session ever runs under the shim's own identity.
+"""No session ever runs with the shim's own identity.
 
-Whatever goes wrong before the mail server has accepted the client's, the client hears a 421
-(or the server's own word to it), nothing of what it said reaches the server, and the
+If anything goes wrong before the backend has accepted the client's identity, the client
+gets a 421 (or the backend's own refusal), none of its input reaches the backend, and the
 connection is never used again.
 """
 
@@ -22,19 +22,19 @@ POISON = b"EHLO poison.test\r\nMAIL FROM:<poison@test>\r\n"
 Plays = Callable[[Mta], object]
 
 
-def is_asked_what_it_offers(mta: Mta) -> None:
+def await_ehlo(mta: Mta) -> None:
     mta.send(FIRST_GREETING)
     mta.expect(EHLO)
 
 
-# The steps, and how the server gets there.
+# The steps of the handshake, and how the backend gets there.
 STEPS: dict[str, Plays] = {
     "greeting": lambda mta: None,
-    "ehlo": is_asked_what_it_offers,
+    "ehlo": await_ehlo,
     "xclient": Mta.greet,
 }
 
-# What is no reply to anything.
+# Input that is not an SMTP reply at all.
 GARBAGE = {
     "no-code": b"hello there\r\n",
     "code-alone-too-high": b"600 what\r\n",
@@ -50,7 +50,7 @@ GARBAGE = {
     "changing-code-to-nonsense": b"220-mx.test\r\nabc\r\n",
 }
 
-# Answers to EHLO that do not let us say who the client is.
+# Replies to EHLO that do not offer XCLIENT with ADDR.
 NO_OFFER = {
     "no-xclient": b"250-mx.test\r\n250 PIPELINING\r\n",
     "one-line": b"250 mx.test\r\n",
@@ -66,8 +66,8 @@ NO_OFFER = {
     "another-success": b"220-mx.test\r\n220 XCLIENT ADDR NAME\r\n",
 }
 
-# Answers to XCLIENT that are the server's word to this client.
-TO_THE_CLIENT = (
+# Replies to XCLIENT by which the backend refuses this client.
+CLIENT_REFUSALS = (
     b"400 4.0.0 no\r\n",
     b"421 4.7.0 mx.test Error: too many connections from 203.0.113.7\r\n",
     b"450 4.7.1 Client host rejected: cannot find your hostname\r\n",
@@ -81,8 +81,8 @@ TO_THE_CLIENT = (
     b"550-5.7.1 in\r\n550 5.7.1 two lines\r\n",
     b"550 5.7.25 Client host rejected: cannot find your hostname, [203.0.113.7]\r\n",
 )
-# Answers that are a refusal of XCLIENT itself, or nonsense.
-TO_US = (
+# Replies by which the backend refuses XCLIENT itself, or that make no sense.
+XCLIENT_REFUSALS = (
     b"550 5.7.0 Error: insufficient authorization\r\n",
     b"550 5.7.12 not quite the same code\r\n",
     b"550 no enhanced code\r\n",
@@ -108,7 +108,7 @@ TO_US = (
 
 
 def poisoned(rig: Rig) -> Wire:
-    """Connect as a client that talks before it is asked."""
+    """Connect as a client that sends commands before the greeting."""
     client = rig.connect(LISTED)
     client.send(v1() + POISON)
     return client
@@ -122,7 +122,7 @@ def nothing_passed(
     reason: str | tuple[str, ...],
     level: str = "error",
 ) -> None:
-    """Check the end: the client's reply, a log line, and a server that heard only us."""
+    """Check the reply, the log line, and that the backend got nothing of the client's."""
     assert client.last_words() == reply
     if mta.sock.fileno() >= 0:
         assert mta.end() in (b"", b"QUIT\r\n")
@@ -152,21 +152,21 @@ def another_gets_a_new_connection(rig: Rig) -> None:
 
 @pytest.mark.parametrize("vanish", [Wire.close, Wire.reset])
 @pytest.mark.parametrize("step", STEPS)
-def test_the_backend_vanishes(
+def test_a_backend_that_vanishes_during_the_handshake_means_421(
     rig: Rig, step: str, vanish: Callable[[Wire], None]
 ) -> None:
     client = poisoned(rig)
     mta = rig.accept()
     STEPS[step](mta)
     vanish(mta)
-    # Reset at once, it may have been too early for our side to be connected.
+    # An immediate reset can come before our connect() has finished.
     early = step == "greeting" and vanish is Wire.reset
     reasons = ("backend_closed", "backend_unreachable") if early else "backend_closed"
     nothing_passed(rig, client, mta, UNAVAILABLE, reasons)
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_the_backend_closes_within_a_reply(rig: Rig, step: str) -> None:
+def test_a_backend_that_closes_within_a_reply_means_421(rig: Rig, step: str) -> None:
     client = poisoned(rig)
     mta = rig.accept()
     STEPS[step](mta)
@@ -177,7 +177,9 @@ def test_the_backend_closes_within_a_reply(rig: Rig, step: str) -> None:
 
 @pytest.mark.parametrize("said", [b"", b"2", b"220-and now\r\n", b"220 and now"])
 @pytest.mark.parametrize("step", STEPS)
-def test_the_backend_hangs(rig_with: OpenRig, step: str, said: bytes) -> None:
+def test_a_backend_that_hangs_means_421(
+    rig_with: OpenRig, step: str, said: bytes
+) -> None:
     rig = rig_with(reply_timeout_s=0.1)
     client = poisoned(rig)
     mta = rig.accept()
@@ -199,17 +201,19 @@ def test_octets_do_not_extend_the_time_for_a_reply(
         if not mta.is_silent(0.05):
             break
     else:
-        pytest.fail("no end of patience")
+        pytest.fail("the shim did not time out")
     nothing_passed(rig, client, mta, UNAVAILABLE, "backend_timeout")
 
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
 @pytest.mark.parametrize("step", STEPS)
-def test_the_backend_sends_garbage(rig: Rig, step: str, garbage: bytes) -> None:
+def test_a_backend_that_sends_garbage_means_421(
+    rig: Rig, step: str, garbage: bytes
+) -> None:
     client = poisoned(rig)
     mta = rig.accept()
     STEPS[step](mta)
-    with suppress(ConnectionError):  # the shim does not read it all
+    with suppress(ConnectionError):  # the shim does not read everything
         mta.send(garbage)
     nothing_passed(rig, client, mta, UNAVAILABLE, "backend_bad_reply")
 
@@ -217,7 +221,9 @@ def test_the_backend_sends_garbage(rig: Rig, step: str, garbage: bytes) -> None:
 @pytest.mark.parametrize(
     "greeting", [b"554 no\r\n", b"421 4.3.2 full\r\n", b"250 ok\r\n", b"354 go\r\n"]
 )
-def test_a_first_greeting_is_about_us(rig: Rig, greeting: bytes) -> None:
+def test_a_first_greeting_other_than_220_is_not_passed_on(
+    rig: Rig, greeting: bytes
+) -> None:
     client = poisoned(rig)
     mta = rig.accept()
     mta.send(greeting)
@@ -227,7 +233,7 @@ def test_a_first_greeting_is_about_us(rig: Rig, greeting: bytes) -> None:
 
 
 @pytest.mark.parametrize("answer", NO_OFFER.values(), ids=NO_OFFER)
-def test_xclient_is_not_offered(rig: Rig, answer: bytes) -> None:
+def test_no_session_runs_if_xclient_is_not_offered(rig: Rig, answer: bytes) -> None:
     client = poisoned(rig)
     mta = rig.accept()
     STEPS["ehlo"](mta)
@@ -236,8 +242,8 @@ def test_xclient_is_not_offered(rig: Rig, answer: bytes) -> None:
     assert bytes(mta.received) == EHLO + b"QUIT\r\n"
 
 
-@pytest.mark.parametrize("answer", TO_US)
-def test_xclient_is_refused(rig: Rig, answer: bytes) -> None:
+@pytest.mark.parametrize("answer", XCLIENT_REFUSALS)
+def test_no_session_runs_if_xclient_is_refused(rig: Rig, answer: bytes) -> None:
     client = poisoned(rig)
     mta = rig.accept()
     mta.greet()
@@ -245,8 +251,8 @@ def test_xclient_is_refused(rig: Rig, answer: bytes) -> None:
     nothing_passed(rig, client, mta, UNAVAILABLE, "xclient_refused")
 
 
-@pytest.mark.parametrize("answer", TO_THE_CLIENT)
-def test_the_client_is_refused(rig: Rig, answer: bytes) -> None:
+@pytest.mark.parametrize("answer", CLIENT_REFUSALS)
+def test_a_refusal_of_the_client_is_passed_on(rig: Rig, answer: bytes) -> None:
     client = poisoned(rig)
     mta = rig.accept()
     mta.greet()
@@ -257,10 +263,10 @@ def test_the_client_is_refused(rig: Rig, answer: bytes) -> None:
 @pytest.mark.parametrize(
     ("step", "reply"), [("greeting", FIRST_GREETING), ("ehlo", OFFER)]
 )
-def test_a_reply_that_nobody_asked_for_is_no_answer(
+def test_an_unsolicited_reply_is_not_taken_for_an_answer(
     rig: Rig, step: str, reply: bytes
 ) -> None:
-    """What comes ahead of its command could pass for the reply to XCLIENT."""
+    """A reply sent before its command could be mistaken for the reply to XCLIENT."""
     client = poisoned(rig)
     mta = rig.accept()
     STEPS[step](mta)
@@ -269,7 +275,7 @@ def test_a_reply_that_nobody_asked_for_is_no_answer(
     assert b"XCLIENT" not in mta.received
 
 
-def test_the_backend_is_down(rig: Rig) -> None:
+def test_a_backend_that_is_down_means_421(rig: Rig) -> None:
     rig.backend.close()
     client = poisoned(rig)
     assert client.last_words() == UNAVAILABLE
@@ -283,7 +289,7 @@ def test_the_backend_is_down(rig: Rig) -> None:
     assert "Connection refused" in error["detail"]
 
 
-def test_the_client_vanishes_while_the_backend_is_asked(rig: Rig) -> None:
+def test_a_client_that_vanishes_during_the_handshake_ends_the_session(rig: Rig) -> None:
     client = poisoned(rig)
     mta = rig.accept()
     mta.greet()
@@ -293,7 +299,7 @@ def test_the_client_vanishes_while_the_backend_is_asked(rig: Rig) -> None:
     assert rig.story()["outcome"] == "client_lost"
 
 
-def test_a_defect_of_ours_is_a_421(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_means_421(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> bytes:
         raise ValueError("made up")
 

@@ -1,4 +1,4 @@
-"""What an operator reads: one line tells a session's story, and no octet of it is obeyed."""
+"""The log: one line describes a session, and hostile bytes have no effect in it."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from tests.integration.scripted.shim import LISTED, STRANGER, Rig
 from tests.integration.scripted.test_relay import QUEUED, begin_content
 from tests.proxy_headers import ALPN, AUTHORITY, UNIQUE_ID, ssl_tlv, tlv
 
-# What a terminal, a log shipper or a reader of lines could take for more than text.
+# Bytes that a terminal, a log shipper or a line parser could take for more than text.
 HOSTILE = b'\x1b[31m"\\\x7f\x00\x85\xe2\x80\xa8\xff\t{"event":"forged"}'
 SECRET = b"c2VjcmV0LXBhc3N3b3Jk"
 
@@ -41,7 +41,7 @@ def first_greeting(rig: Rig) -> None:
     client.last_words()
 
 
-def answer_to_xclient(rig: Rig) -> None:
+def reply_to_xclient(rig: Rig) -> None:
     client = rig.connect(STRANGER)
     mta = rig.accept()
     mta.greet()
@@ -49,7 +49,7 @@ def answer_to_xclient(rig: Rig) -> None:
     client.last_words()
 
 
-def word_to_the_client(rig: Rig) -> None:
+def refusal_of_the_client(rig: Rig) -> None:
     client = rig.connect(STRANGER)
     mta = rig.accept()
     mta.greet()
@@ -78,8 +78,8 @@ def commands(rig: Rig) -> None:
         no_header,
         tlvs,
         first_greeting,
-        answer_to_xclient,
-        word_to_the_client,
+        reply_to_xclient,
+        refusal_of_the_client,
         reply_garbage,
         commands,
     ],
@@ -96,7 +96,7 @@ def test_hostile_octets_are_escaped_before_they_are_logged(
             assert len(str(value)) < 600
 
 
-def test_the_story_of_a_mail(rig: Rig) -> None:
+def test_session_closed_describes_the_whole_session(rig: Rig) -> None:
     client, mta = rig.relaxed_pair(v2(CLIENT, tlv(UNIQUE_ID, b"id-4711")))
     begin_content(client, mta)
     client.send(b"hello\r\n.\r\nQUIT\r\n")
@@ -142,7 +142,9 @@ def test_no_content_and_no_password_is_logged(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("source", [LISTED, STRANGER])
-def test_the_client_is_the_one_that_the_mta_was_told_of(rig: Rig, source: str) -> None:
+def test_the_logged_client_is_the_one_conveyed_to_the_mta(
+    rig: Rig, source: str
+) -> None:
     client, mta = rig.pair(v1() if source == LISTED else b"")
     client.close()
     mta.end()
@@ -150,7 +152,7 @@ def test_the_client_is_the_one_that_the_mta_was_told_of(rig: Rig, source: str) -
     assert rig.story()["client"] == expected
 
 
-def test_a_check_has_no_client(rig: Rig) -> None:
+def test_a_health_check_logs_no_client(rig: Rig) -> None:
     proxy = rig.connect(LISTED)
     proxy.send(LOCAL_CHECK)
     mta = rig.accept()
@@ -160,14 +162,14 @@ def test_a_check_has_no_client(rig: Rig) -> None:
     assert "client" not in rig.story()
 
 
-def test_each_session_has_a_name_of_its_own(rig: Rig) -> None:
+def test_each_session_has_its_own_name(rig: Rig) -> None:
     for _ in range(3):
         rig.connect(LISTED).close()
     names = {rig.story(number)["session"] for number in (1, 2, 3)}
     assert len(names) == 3
 
 
-def test_xforward_left_open_is_said_once(rig_with: OpenRig) -> None:
+def test_an_offered_xforward_is_logged_once(rig_with: OpenRig) -> None:
     rig = rig_with()
     for _ in range(2):
         client, mta = rig.pair()

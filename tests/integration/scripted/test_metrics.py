@@ -1,4 +1,4 @@
-"""What is counted, and how it is shown over HTTP."""
+"""What the metrics count, and how HTTP serves them."""
 
 import re
 import time
@@ -25,7 +25,7 @@ def metered(rig_with: OpenRig) -> Rig:
 
 
 def get(rig: Rig, path: str) -> tuple[int, str]:
-    """Ask for a page; return status and text."""
+    """Get a page; return its status and text."""
     address = rig.events.wait("metrics_opened")["address"]
     connection = HTTPConnection(address, timeout=LIMIT_S)
     try:
@@ -37,7 +37,7 @@ def get(rig: Rig, path: str) -> tuple[int, str]:
 
 
 def value(rig: Rig, metric: str) -> float:
-    """Return the value of a metric, labels and all; 0 when it is not there yet."""
+    """Return the value of a metric with its labels; 0 if it does not exist yet."""
     _, text = get(rig, "/metrics")
     found = re.search(rf"^{re.escape(metric)} (\S+)$", text, re.MULTILINE)
     return float(found[1]) if found else 0.0
@@ -114,7 +114,8 @@ def test_label_values_come_from_closed_sets(metered: Rig) -> None:
 def test_each_session_is_timed(metered: Rig) -> None:
     play(metered)
     assert value(metered, "proxyshim_session_seconds_count") == 4
-    assert value(metered, "proxyshim_greeting_seconds_count") == 2  # who was greeted
+    # Two of the sessions were greeted.
+    assert value(metered, "proxyshim_greeting_seconds_count") == 2
     bucket = 'proxyshim_session_seconds_bucket{le="3600.0"}'
     assert value(metered, bucket) == 4
 
@@ -159,7 +160,7 @@ def test_each_reason_is_counted_once(metered: Rig, octets: bytes, reason: str) -
     assert value(metered, f'proxyshim_refusals_total{{reason="{reason}"}}') == 1
 
 
-def test_it_says_what_runs(metered: Rig) -> None:
+def test_build_info_names_the_running_versions(metered: Rig) -> None:
     status, text = get(metered, "/metrics")
     assert status == 200
     assert re.search(
@@ -167,12 +168,12 @@ def test_it_says_what_runs(metered: Rig) -> None:
     )
 
 
-def test_it_is_live_and_ready(metered: Rig) -> None:
+def test_a_serving_shim_is_live_and_ready(metered: Rig) -> None:
     assert get(metered, "/livez") == (200, "200 OK\n")
     assert get(metered, "/readyz") == (200, "200 OK\n")
 
 
-def test_a_drain_is_live_but_not_ready(metered: Rig) -> None:
+def test_a_draining_shim_is_live_but_not_ready(metered: Rig) -> None:
     client, mta = metered.relaxed_pair()
     begin_content(client, mta)
     metered.shim.drain()
@@ -180,20 +181,20 @@ def test_a_drain_is_live_but_not_ready(metered: Rig) -> None:
     assert get(metered, "/livez")[0] == 200
 
 
-def test_the_page_is_there_while_the_loop_hangs(metered: Rig) -> None:
+def test_metrics_are_served_while_the_loop_hangs(metered: Rig) -> None:
     with metered.shim.held():
         assert get(metered, "/metrics")[0] == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/metric", "/readyz/"])
-def test_there_is_nothing_else(metered: Rig, path: str) -> None:
+def test_other_paths_of_the_metrics_port_are_not_found(metered: Rig, path: str) -> None:
     assert get(metered, path)[0] == 404
 
 
-def test_who_connects_and_says_nothing_is_in_nobodys_way(
+def test_a_silent_metrics_client_blocks_nobody(
     metered: Rig, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A liveness probe that fails makes a supervisor end us."""
+    """It matters because a supervisor kills a service whose liveness probe fails."""
     address = metered.events.wait("metrics_opened")["address"]
     with connect(address), connect(address) as hasty:
         hasty.send(b"GET /livez")
@@ -205,11 +206,11 @@ def test_who_connects_and_says_nothing_is_in_nobodys_way(
     assert capfd.readouterr() == ("", "")
 
 
-def test_it_is_off_unless_asked_for(rig: Rig) -> None:
+def test_metrics_are_off_by_default(rig: Rig) -> None:
     assert rig.events.find("metrics_opened") == []
 
 
-def test_an_ipv6_address_will_do(rig_with: OpenRig) -> None:
+def test_metrics_can_be_bound_to_an_ipv6_address(rig_with: OpenRig) -> None:
     rig = rig_with(extra=METRICS.replace("127.0.0.1", "[::1]"))
     assert rig.events.wait("metrics_opened")["address"].startswith("[::1]:")
     assert get(rig, "/livez")[0] == 200

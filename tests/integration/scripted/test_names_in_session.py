@@ -1,4 +1,4 @@
-"""What becomes of the client's host names in a session, and of the session without them."""
+"""How a session conveys the client's host names, and what happens without them."""
 
 import asyncio
 import threading
@@ -27,7 +27,7 @@ NAMED = ADDR + b"NAME=client.example" + TO
 
 
 class Dns:
-    """The DNS server, on a thread and an event loop of its own."""
+    """The DNS server, in a thread with its own event loop."""
 
     def __init__(self) -> None:
         self.served: Responder
@@ -49,7 +49,7 @@ class Dns:
             await self._stop.wait()
 
     def call(self, work: Callable[[], T]) -> T:
-        """Do it on the server's loop, where its data is."""
+        """Call *work* in the server's loop, where its data is."""
 
         async def do() -> T:
             return work()
@@ -57,20 +57,20 @@ class Dns:
         return self.wait(do())
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for *work* on the server's loop."""
+        """Run *work* in the server's loop, and wait for its result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(LIMIT_S)
 
-    def knows(self, address: str, name: str) -> None:
-        """Let it confirm a name."""
-        self.served.point(address, name)
-        self.served.name(name, address)
+    def add_confirmed_name(self, address: str, name: str) -> None:
+        """Give *address* this name, in both directions."""
+        self.served.add_ptr(address, name)
+        self.served.add_host(name, address)
 
     def asked(self) -> list[tuple[str, str]]:
         """Return the questions that came."""
         return self.call(lambda: list(self.served.asked))
 
     def close(self) -> None:
-        """Stop it."""
+        """Stop the server."""
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(LIMIT_S)
 
@@ -84,7 +84,7 @@ def dns() -> Iterator[Dns]:
 
 @pytest.fixture
 def resolving(rig_with: OpenRig, dns: Dns) -> Callable[..., Rig]:
-    """Return a function that opens a shim which asks that server."""
+    """Return a function that opens a shim that asks that server."""
     table = f'[dns]\nnameservers = ["{dns.served.address}"]\n'
 
     def open_it(bounds: str = "", **settings: object) -> Rig:
@@ -98,8 +98,8 @@ def of_other(line: bytes) -> bytes:
     return line.replace(CLIENT.encode(), OTHER.encode())
 
 
-def test_a_confirmed_name_is_told(dns: Dns, resolving: Callable[..., Rig]) -> None:
-    dns.knows(CLIENT, NAME)
+def test_a_confirmed_name_is_conveyed(dns: Dns, resolving: Callable[..., Rig]) -> None:
+    dns.add_confirmed_name(CLIENT, NAME)
     rig = resolving()
     client = rig.connect(LISTED)
     client.send(v2())
@@ -107,17 +107,19 @@ def test_a_confirmed_name_is_told(dns: Dns, resolving: Callable[..., Rig]) -> No
     client.expect(GREETING)
 
 
-def test_a_name_that_is_not_confirmed_is_told_as_the_reverse_name(
+def test_an_unconfirmed_name_is_conveyed_as_the_reverse_name(
     dns: Dns, resolving: Callable[..., Rig]
 ) -> None:
-    dns.served.point(CLIENT, NAME)
+    dns.served.add_ptr(CLIENT, NAME)
     rig = resolving()
     rig.connect(LISTED).send(v1())
     names = b"NAME=[UNAVAILABLE] REVERSE_NAME=client.example"
     assert rig.accept().introduce() == ADDR + names + TO
 
 
-def test_a_failure_is_told_as_one(dns: Dns, resolving: Callable[..., Rig]) -> None:
+def test_a_failed_lookup_is_conveyed_as_temporary(
+    dns: Dns, resolving: Callable[..., Rig]
+) -> None:
     dns.served.fail(CLIENT, "PTR", SERVFAIL)
     rig = resolving()
     rig.connect(LISTED).send(v1())
@@ -127,8 +129,8 @@ def test_a_failure_is_told_as_one(dns: Dns, resolving: Callable[..., Rig]) -> No
 def test_names_are_looked_up_while_the_backend_is_being_opened(
     dns: Dns, resolving: Callable[..., Rig]
 ) -> None:
-    """The question is out before the server has greeted; XCLIENT waits for the answer."""
-    dns.knows(CLIENT, NAME)
+    """The lookup starts before the backend has greeted; XCLIENT waits for its result."""
+    dns.add_confirmed_name(CLIENT, NAME)
     answering = dns.call(lambda: dns.served.hold(CLIENT, "PTR"))
     rig = resolving(resolve_timeout_s=LIMIT_S)
     rig.connect(LISTED).send(v2())
@@ -143,7 +145,7 @@ def test_names_are_looked_up_while_the_backend_is_being_opened(
     mta.expect(NAMED)
 
 
-def test_a_session_does_not_wait_for_ever(
+def test_a_session_waits_for_names_only_up_to_its_limit(
     dns: Dns, resolving: Callable[..., Rig]
 ) -> None:
     dns.served.be_silent(CLIENT, "PTR")
@@ -152,11 +154,11 @@ def test_a_session_does_not_wait_for_ever(
     assert rig.accept().introduce() == FOR_NOW
 
 
-def test_who_is_known_does_not_wait_for_who_is_not(
+def test_a_client_with_cached_names_does_not_wait_for_others(
     dns: Dns, resolving: Callable[..., Rig]
 ) -> None:
-    """The DNS is dead now, and its place in flight is taken."""
-    dns.knows(CLIENT, NAME)
+    """The lookup of the other client hangs, and takes the only place."""
+    dns.add_confirmed_name(CLIENT, NAME)
     dns.served.be_silent(OTHER, "PTR")
     rig = resolving("max_in_flight = 1\n", resolve_timeout_s=LIMIT_S)
     rig.connect(LISTED).send(v2())
@@ -178,7 +180,7 @@ def test_who_is_known_does_not_wait_for_who_is_not(
     [LOCAL_CHECK, v1("127.0.0.1"), b"PROXY UNKNOWN\r\n"],
     ids=["local", "not-believed", "unknown"],
 )
-def test_nothing_is_looked_up_for_a_check(
+def test_no_names_are_looked_up_for_a_check(
     dns: Dns, resolving: Callable[..., Rig], header: bytes
 ) -> None:
     rig = resolving()
@@ -187,9 +189,7 @@ def test_nothing_is_looked_up_for_a_check(
     assert dns.asked() == []
 
 
-def test_nothing_is_looked_up_where_that_is_turned_off(
-    dns: Dns, rig_with: OpenRig
-) -> None:
+def test_no_names_are_looked_up_if_resolve_is_off(dns: Dns, rig_with: OpenRig) -> None:
     table = f'[dns]\nnameservers = ["{dns.served.address}"]\n'
     rig = rig_with(extra=table, resolve=False)
     rig.connect(LISTED).send(v2())
@@ -209,7 +209,7 @@ HOSTILE = {
 def test_a_hostile_name_reaches_neither_the_backend_nor_the_log(
     dns: Dns, resolving: Callable[..., Rig], name: object
 ) -> None:
-    dns.knows(CLIENT, str(name))
+    dns.add_confirmed_name(CLIENT, str(name))
     rig = resolving()
     client = rig.connect(LISTED)
     client.send(v2())
@@ -223,11 +223,13 @@ def test_a_hostile_name_reaches_neither_the_backend_nor_the_log(
         assert word not in logged
 
 
-# A server that does not like a name: once more without (DESIGN, 4).
+# If the backend refuses a name, the session is tried once more without names.
 
 
-def test_a_refused_name_is_left_out(dns: Dns, resolving: Callable[..., Rig]) -> None:
-    dns.knows(CLIENT, NAME)
+def test_a_session_is_retried_without_a_refused_name(
+    dns: Dns, resolving: Callable[..., Rig]
+) -> None:
+    dns.add_confirmed_name(CLIENT, NAME)
     rig = resolving()
     client = rig.connect(LISTED)
     client.send(v2())
@@ -255,7 +257,7 @@ def test_without_a_name_a_501_is_final(dns: Dns, resolving: Callable[..., Rig]) 
 
 
 def test_a_second_501_is_final(dns: Dns, resolving: Callable[..., Rig]) -> None:
-    dns.knows(CLIENT, NAME)
+    dns.add_confirmed_name(CLIENT, NAME)
     rig = resolving()
     client = rig.connect(LISTED)
     client.send(v2())

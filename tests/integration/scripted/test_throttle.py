@@ -1,4 +1,4 @@
-"""What is tried again and again is logged once a source and minute, with a count."""
+"""Repeated events are logged once a minute per source, with a count."""
 
 import pytest
 
@@ -13,7 +13,7 @@ TRIES = 20
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a minute last no time, and its end noticed as fast."""
+    """Shorten the minute to a second, and check for its end often."""
     make_short(monkeypatch, max_sources=1_000)
 
 
@@ -25,20 +25,20 @@ def make_short(monkeypatch: pytest.MonkeyPatch, max_sources: int) -> None:
 
 
 def send_forbidden_header(rig: Rig, source: str = STRANGER) -> None:
-    """Be a proxy that somebody forgot to list."""
-    with rig.shim.held():  # the header is there when we accept
+    """Send a header from an unlisted proxy."""
+    with rig.shim.held():  # so that the header has arrived when the shim accepts
         client = rig.connect(source)
         client.send(v2())
     assert client.last_words().startswith(b"421 4.7.1 PROXY not allowed from")
 
 
 def loud(rig: Rig, event: str) -> int:
-    """Return how many events of that name an operator sees."""
+    """Return how many events of that name are above debug."""
     return len([e for e in rig.events.find(event) if e["level"] != "debug"])
 
 
 def stories(rig: Rig, tries: int = TRIES) -> None:
-    """Check that each try has its line, and all but the first are for debugging."""
+    """Check that each attempt has a line, and that all but the first are at debug."""
     rig.story(tries)
     levels = [each["level"] for each in rig.events.find("session_closed")]
     assert sorted(levels) == ["debug"] * (tries - 1) + ["info"]
@@ -76,7 +76,7 @@ def test_a_proxy_that_sends_rubbish_is_logged_once(rig: Rig) -> None:
     assert len(rig.events.find("header_refused")) == 1
 
 
-def test_each_source_and_reason_has_its_line(rig: Rig) -> None:
+def test_each_source_and_reason_has_its_own_line(rig: Rig) -> None:
     for source in (STRANGER, "127.0.0.5", STRANGER):
         send_forbidden_header(rig, source)
     for octets in (b"EHLO proxy.test\r\n", b"PROXY TCP4 x\r\n"):
@@ -97,27 +97,30 @@ def test_each_source_and_reason_has_its_line(rig: Rig) -> None:
 
 
 @pytest.mark.usefixtures("soon")
-def test_after_a_minute_comes_the_count(rig: Rig) -> None:
+def test_the_count_is_logged_after_a_minute(rig: Rig) -> None:
     for _ in range(5):
         send_forbidden_header(rig)
-    told = rig.events.wait("events_suppressed")
-    assert (told["reason"], told["source"]) == ("header_forbidden", STRANGER)
-    assert (told["count"], told["level"]) == (4, "warning")
-    send_forbidden_header(rig)  # and the next one is logged again
+    suppressed = rig.events.wait("events_suppressed")
+    assert (suppressed["reason"], suppressed["source"]) == (
+        "header_forbidden",
+        STRANGER,
+    )
+    assert (suppressed["count"], suppressed["level"]) == (4, "warning")
+    send_forbidden_header(rig)  # the next one is logged again
     rig.story(6)
     assert loud(rig, "header_refused") == 2
     assert loud(rig, "session_closed") == 2
 
 
 @pytest.mark.usefixtures("soon")
-def test_what_nobody_has_to_mend_stays_below_a_warning(rig: Rig) -> None:
+def test_suppressed_events_that_need_no_action_stay_below_warning(rig: Rig) -> None:
     for _ in range(3):
         client = rig.connect(LISTED)
         client.send(b"PROXY TCP4 ")
         client.finish()
         client.last_words()
-    told = rig.events.wait("events_suppressed")
-    assert (told["reason"], told["level"]) == ("header_incomplete", "info")
+    suppressed = rig.events.wait("events_suppressed")
+    assert (suppressed["reason"], suppressed["level"]) == ("header_incomplete", "info")
     assert rig.events.at_least("warning", "error") == []
 
 
@@ -132,9 +135,12 @@ def test_strangers_with_many_addresses_fill_neither_log_nor_memory(
             client.send(v1())
     for client in clients:
         client.last_words()
-    told = rig.events.wait("events_suppressed")
-    assert (told["reason"], told["source"]) == ("header_forbidden", "others")
-    assert told["count"] == 25
+    suppressed = rig.events.wait("events_suppressed")
+    assert (suppressed["reason"], suppressed["source"]) == (
+        "header_forbidden",
+        "others",
+    )
+    assert suppressed["count"] == 25
     assert loud(rig, "header_refused") == loud(rig, "session_closed") == 5
 
 
@@ -147,10 +153,10 @@ def test_the_addresses_of_an_ipv6_client_are_one_source(rig_with: OpenRig) -> No
         assert client.last_words().startswith(b"421 4.7.0 ")
     rig.story(10)
     assert len(rig.events.find("client_limited")) == 1
-    rig.shim.stop()  # which does not wait for the minute to be over
-    told = rig.events.wait("events_suppressed")
-    assert (told["reason"], told["count"]) == ("too_many_from_client", 9)
-    assert told["source"] == "2001:db8:1:2::/64"
+    rig.shim.stop()  # this does not wait for the end of the minute
+    suppressed = rig.events.wait("events_suppressed")
+    assert (suppressed["reason"], suppressed["count"]) == ("too_many_from_client", 9)
+    assert suppressed["source"] == "2001:db8:1:2::/64"
 
 
 def test_a_dead_mail_server_is_reported_once_a_minute(rig_with: OpenRig) -> None:
@@ -161,5 +167,5 @@ def test_a_dead_mail_server_is_reported_once_a_minute(rig_with: OpenRig) -> None
         assert rig.connect(STRANGER).last_words().startswith(b"421 4.3.0 ")
     rig.story(5)
     assert len(rig.events.find("backend_failed")) == 1
-    assert loud(rig, "session_closed") == 5  # a client each, and its whole story
+    assert loud(rig, "session_closed") == 5  # each session of a client keeps its line
     assert rig.shim.server.metrics.backend_failures["backend_unreachable"] == 5

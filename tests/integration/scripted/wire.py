@@ -1,4 +1,4 @@
-"""One end of a connection, played by a test: it sends and expects octets, with limits."""
+"""One end of a connection, played by the test: sends and expects bytes, with time limits."""
 
 import contextlib
 import re
@@ -13,7 +13,7 @@ _LAST_LINE = re.compile(rb"[0-9]{3}( |\r?\n)")
 
 
 class Wire:
-    """A connected socket; every wait on it fails after LIMIT_S."""
+    """A connected socket on which every wait fails after LIMIT_S."""
 
     def __init__(self, sock: socket.socket) -> None:
         """Take over a connected socket."""
@@ -21,12 +21,12 @@ class Wire:
         self.port = self.peer_port = 0
         if sock.family != socket.AF_UNIX:
             self.port = int(sock.getsockname()[1])
-            with contextlib.suppress(OSError):  # reset already
+            with contextlib.suppress(OSError):  # the connection may be reset already
                 self.peer_port = int(sock.getpeername()[1])
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
-        self.received = bytearray()  # all that ever came
-        self._read = 0  # so much of it was asked for
+        self.received = bytearray()  # everything that ever came
+        self._read = 0  # how much of it the test has read
 
     def __enter__(self) -> Self:
         """Close at the end of the block."""
@@ -39,24 +39,24 @@ class Wire:
     # Sending.
 
     def send(self, octets: bytes) -> None:
-        """Send these octets, no more and no less."""
+        """Send exactly these bytes."""
         self.sock.sendall(octets)
 
     def send_each_octet(self, octets: bytes) -> None:
-        """Send them in a segment each."""
+        """Send each byte in its own segment."""
         for octet in octets:
             self.sock.sendall(bytes([octet]))
 
     def finish(self) -> None:
-        """Say that nothing more will come; the other direction stays open."""
+        """Send an end of file; the other direction stays open."""
         self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Close; the other end is reset when it sends on."""
+        """Close.  If the other end sends more, it gets a reset."""
         self.sock.close()
 
     def reset(self) -> None:
-        """Vanish: the other end gets a reset instead of an end of file."""
+        """Close with a reset instead of an end of file."""
         self.sock.setsockopt(
             socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
         )
@@ -65,7 +65,7 @@ class Wire:
     # Receiving.
 
     def line(self) -> bytes:
-        """Read up to the next LF; less only at the end of file."""
+        """Read up to the next LF, or to the end of file."""
         while (end := self.received.find(b"\n", self._read) + 1) == 0:
             if not self._receive():
                 end = len(self.received)
@@ -73,7 +73,7 @@ class Wire:
         return self._take(end)
 
     def reply(self) -> bytes:
-        """Read one SMTP reply, of however many lines; empty at the end of file."""
+        """Read one SMTP reply with all its lines; empty at the end of file."""
         lines = []
         while line := self.line():
             lines.append(line)
@@ -82,10 +82,10 @@ class Wire:
         return b"".join(lines)
 
     def expect(self, octets: bytes) -> None:
-        """Read exactly these octets, however they were split."""
+        """Read exactly these bytes, in whatever pieces they come."""
         end = self._read + len(octets)
         while len(self.received) < end and self._receive():
-            # A wrong octet is shown at once, not after the limit.
+            # Stop at the first wrong byte instead of waiting for the time limit.
             have = len(self.received) - self._read
             if self.received[self._read :] != octets[:have]:
                 break
@@ -93,7 +93,7 @@ class Wire:
         assert came == octets, f"expected {octets!r}, got {came!r}"
 
     def rest(self) -> bytes:
-        """Read up to the end of file.  Raises ConnectionResetError when reset."""
+        """Read up to the end of file.  Raises ConnectionResetError on a reset."""
         while self._receive():
             pass
         return self._take(len(self.received))
@@ -105,7 +105,7 @@ class Wire:
         return rest
 
     def end(self) -> bytes:
-        """Read up to the end however it comes, and close."""
+        """Read up to the end of file or a reset, and close."""
         with contextlib.suppress(ConnectionError):
             while self._receive():
                 pass
@@ -113,8 +113,8 @@ class Wire:
         return self._take(len(self.received))
 
     def is_silent(self, for_s: float) -> bool:
-        """Wait; tell whether nothing came, not even an end."""
-        assert self._read == len(self.received), "something came before"
+        """Return True if nothing comes within that time, not even an end of file."""
+        assert self._read == len(self.received), "there is unread input"
         return not select.select([self.sock], [], [], for_s)[0]
 
     def _receive(self) -> bool:
