@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from proxyshim.errors import BackendError, Reason
 from proxyshim.smtp import guard as guard_module
 from proxyshim.smtp import relaxed, replies, strict
+from proxyshim.smtp.backend_replies import BackendReader
 from proxyshim.smtp.content import ContentScanner
 from proxyshim.smtp.dialogue import MAX_OWED, Dialogue, Mode, State
 from proxyshim.smtp.guard import Guard, Rules
@@ -31,7 +32,15 @@ RULES = {
 
 Event = tuple[str, bytes]  # "C" or "B" and what it sends; or what else happens
 
-PARTS = (Guard, Dialogue, StrictReader, RelaxedReader, ReplyParser, ContentScanner)
+PARTS = (
+    Guard,
+    Dialogue,
+    StrictReader,
+    RelaxedReader,
+    BackendReader,
+    ReplyParser,
+    ContentScanner,
+)
 PROPERTIES = [name for name, what in vars(Guard).items() if isinstance(what, property)]
 
 
@@ -375,7 +384,7 @@ FITTING = {
     State.CONTENT: MESSAGES,
     State.ANSWER: COMMANDS,
     State.CHUNK: MESSAGES,
-    State.UNSETTLED: COMMANDS | MESSAGES,
+    State.UNDECIDED: COMMANDS | MESSAGES,
 }
 
 

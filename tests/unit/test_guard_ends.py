@@ -8,7 +8,7 @@ from proxyshim.errors import BackendError, Reason
 from proxyshim.smtp import replies
 from proxyshim.smtp.dialogue import MAX_OWED
 from proxyshim.smtp.guard import MAX_HELD_OCTETS, Guard, Mode, Rules, Transaction
-from proxyshim.smtp.relaxed import MAX_UNSETTLED_OCTETS
+from proxyshim.smtp.relaxed import MAX_KEPT_OCTETS
 from tests.unit.transcripts import CONTENT, RELAXED, STRICT, plays, table
 
 DRAIN = {
@@ -502,11 +502,11 @@ def test_of_an_endless_line_that_will_be_refused_only_the_start_is_held() -> Non
 
 def test_who_sends_much_behind_a_data_is_not_followed_any_further() -> None:
     guard = relaxed()
-    guard.from_client(b"DATA\r\n" + b"x" * MAX_UNSETTLED_OCTETS)
+    guard.from_client(b"DATA\r\n" + b"x" * MAX_KEPT_OCTETS)
     assert guard.mode is Mode.RELAXED
     guard.from_client(b"y")
     assert guard.is_opaque
-    assert sent(guard) == b"DATA\r\n" + b"x" * MAX_UNSETTLED_OCTETS + b"y"
+    assert sent(guard) == b"DATA\r\n" + b"x" * MAX_KEPT_OCTETS + b"y"
 
 
 def test_so_is_who_sends_too_many_commands_there() -> None:
@@ -524,7 +524,7 @@ def test_much_content_behind_an_odd_dot_is_content() -> None:
     guard.from_client(b"DATA\r\n")
     guard.from_backend(b"354 go on\r\n")
     guard.from_client(b".\n")
-    for _ in range(MAX_UNSETTLED_OCTETS // 1000 + 1):
+    for _ in range(MAX_KEPT_OCTETS // 1000 + 1):
         guard.from_client(b"XCLIENT" + b"x" * 991 + b"\r\n")
     assert guard.transaction is Transaction.CONTENT
     guard.from_client(b".\r\n")

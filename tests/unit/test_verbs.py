@@ -7,14 +7,14 @@ import pytest
 from proxyshim.smtp import replies
 from proxyshim.smtp.lines import verb_of
 from proxyshim.smtp.verbs import (
+    FORBIDDEN_WHILE_STRICT,
     HIDDEN_ALWAYS,
     HIDDEN_WHILE_STRICT,
-    NEVER_WHILE_STRICT,
     UNKNOWN,
     VERBS,
     Kind,
-    find_never,
-    may_be_refused,
+    find_forbidden,
+    may_become_refused,
     read_bdat,
 )
 
@@ -32,7 +32,7 @@ def test_what_no_server_may_read_as_a_command_while_strict() -> None:
         b"\0\r\n",
         b"BDAT",
         b"STARTTLS",
-    } == NEVER_WHILE_STRICT
+    } == FORBIDDEN_WHILE_STRICT
 
 
 def test_what_changes_the_framing_is_waited_for() -> None:
@@ -96,19 +96,19 @@ CANNOT_BE += [b"XFORWAR D", b"XCLIEN\0T"]
 
 @pytest.mark.parametrize("start", MAY_BE)
 def test_a_line_that_may_become_a_refused_command(start: bytes) -> None:
-    assert may_be_refused(start)
+    assert may_become_refused(start)
 
 
 @pytest.mark.parametrize("start", CANNOT_BE)
 def test_a_line_that_cannot_become_one(start: bytes) -> None:
-    assert not may_be_refused(start)
+    assert not may_become_refused(start)
 
 
 def first_by_line(content: bytes) -> int | None:
-    """Find by verb_of() what find_never() finds at once."""
+    """Find by verb_of() what find_forbidden() finds at once."""
     start = 0
     for line in content.split(b"\n")[:-1]:
-        if verb_of(line + b"\n") in NEVER_WHILE_STRICT:
+        if verb_of(line + b"\n") in FORBIDDEN_WHILE_STRICT:
             return start
         start += len(line) + 1
     return None
@@ -118,14 +118,14 @@ def test_never_verbs_are_found_in_content_as_they_are_in_a_line() -> None:
     before = [b"", b" ", b"\t\v\f\r", b"\0", b"x", b".", b"\xa0"]
     behind = [bytes([octet]) for octet in range(256)] + [b"", b" x", b"\r", b"S"]
     found = 0
-    for verb in [*NEVER_WHILE_STRICT, b"xClient", b"bdat", b"NOOP", b""]:
+    for verb in [*FORBIDDEN_WHILE_STRICT, b"xClient", b"bdat", b"NOOP", b""]:
         for start, rest in product(before, behind):
             line = start + verb + rest + b"\n"
             for content in (line, b"a\r\n" + line + b"PROXY\n"):
-                where = find_never(content, 0, len(content))
+                where = find_forbidden(content, 0, len(content))
                 assert where == first_by_line(content), content
                 found += where is not None
-            assert find_never(b"PROXY\n" + line, 6, 6 + len(line)) == (
+            assert find_forbidden(b"PROXY\n" + line, 6, 6 + len(line)) == (
                 None if first_by_line(line) is None else 6
             )
     assert found > 1000
