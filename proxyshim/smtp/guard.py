@@ -188,11 +188,12 @@ class Guard:
     # The client's direction.
 
     def pass_command(self, data: bytes) -> bool:
-        """Return True if *data* is one command, or content, to be sent on as it is.
+        """Return True if *data* is one command, or some content, that passes unchanged.
 
-        True means that the guard has taken note of it: send *data*.  Nothing else changed that
-        you would have to look at.  False means that the guard did nothing: feed *data*.
-        This is a shortcut past ``from_client``, which is the rule.  See passing.py.
+        True means that the guard has recorded it, so send *data*.  Nothing was put into
+        ``to_backend`` or ``to_client``, and neither ``finished`` nor ``wants_client`` changed.
+        False means that the guard did nothing, so feed *data*.  ``from_client`` is the rule, and
+        this is the shortcut; passing.py explains why it is safe.
         """
         dialogue = self._dialogue
         if dialogue.held or dialogue.end_reason is not None:
@@ -255,11 +256,10 @@ class Guard:
     # The backend's direction.
 
     def pass_reply(self, data: bytes) -> bool:
-        """Return True if *data* is one reply to be sent on as it is.
+        """Return True if *data* is one reply that passes unchanged.
 
-        True means that the guard has taken note of it: send *data*.  Nothing else changed that
-        you would have to look at.  False means that the guard did nothing: feed *data*.
-        This is a shortcut past ``from_backend``, which is the rule.  See passing.py.
+        The result means the same as that of ``pass_command``.  ``from_backend`` is the rule, and
+        this is the shortcut; passing.py explains why it is safe.
         """
         dialogue = self._dialogue
         if dialogue.mode is _OPAQUE:

@@ -54,9 +54,7 @@ class ReplyParser:
     def __init__(self) -> None:
         """Start at a reply boundary."""
         self.unread = b""  # was fed, but not yet returned by ``next``
-        self._scanned = (
-            0  # where in ``unread`` the first line starts that was not parsed yet
-        )
+        self._scanned = 0  # where in ``unread`` the next line to be parsed starts
 
     def feed(self, data: bytes) -> None:
         """Add what was received."""

@@ -24,7 +24,7 @@ _NOT_XTEXT: Final = re.compile(rb"[^!-*,-<>-~]")
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The client's host names from the DNS, or in place of each one of the two markers above."""
+    """The client's host names from the DNS.  Each may be one of the two markers instead."""
 
     name: bytes = UNAVAILABLE  # forward-confirmed
     # From the PTR record; equal to ``name`` if that is a name.

@@ -335,7 +335,7 @@ CHUNKS = {
         <- {NOT_AUTHORIZED}
         :: refused xclient_injected
         """,
-    "another chunk refused before its payload is complete": """
+    "a chunk before the last refused before its payload is complete": """
         C> MAIL FROM:<>
         C> "BDAT 10\\r\\nabc"
 
@@ -822,7 +822,7 @@ def test_relaxed_session_hides_extensions(transcript: str) -> None:
 
 
 @table(OPAQUE)
-def test_opaque_session_reads_nothing(transcript: str) -> None:
+def test_after_starttls_or_a_reply_out_of_place(transcript: str) -> None:
     plays(RELAXED + transcript)
 
 
