@@ -1,9 +1,9 @@
-"""The SMTP dialogue, read and judged without waiting: bytes in, verdicts out.
+"""The SMTP dialogue: bytes in, decisions out, without any I/O.
 
-``lines`` says what ends a line, ``replies`` reads the backend's and holds all of ours,
-``extensions`` reads EHLO replies, ``verbs`` is the table of commands, ``content`` finds the
-end of a message.  ``guard`` follows both directions, with ``strict`` and ``relaxed`` for the
-client's, ``dialogue`` for what they share, and ``passing`` for packets that need no reading.
-``xclient`` writes our own command, and ``host_names`` says what may stand in it for a name.
-Source: RFC 5321 and the extensions named where they matter.
+``guard`` follows both directions of a session: ``strict`` and ``relaxed`` read the client's,
+``backend_replies`` reads the backend's, ``dialogue`` is the state that they share, and ``passing``
+is a shortcut for ordinary packets.  They use ``lines`` (where a line ends, what its verb is),
+``verbs`` (the table of commands), ``content`` (where a message ends), ``replies`` (the backend's
+and our own) and ``extensions`` (the EHLO reply).  ``xclient`` writes our own command, and
+``host_names`` checks the names in it.  Sources: RFC 5321, and others named where they matter.
 """

@@ -1,47 +1,48 @@
-"""Finding the end of a message's content, and the lone dots that some servers take for it.
+"""Find the end of a message's content, and the lone dots that some servers take for the end.
 
-CRLF "." CRLF ends content on every server (RFC 5321, 4.5.2).  Some end it at LF.LF, LF.CRLF,
-CRLF.LF, CRLF.CRCRLF or CRLF.NUL CRLF too; which one is not a property that we can know.  So a
-line that starts with a dot and holds else nothing but white space and NUL is an *odd* dot:
-perhaps the end, perhaps content.  Content that starts with such a line counts as well.
+CRLF "." CRLF ends content on every server (RFC 5321, 4.5.2).  Some servers also end it at LF.LF,
+LF.CRLF, CRLF.LF, CRLF.CRCRLF or CRLF.NUL CRLF, and we cannot know which of these a given server
+accepts.  So any other line that consists of a dot and then only white space and NULs is an *odd*
+dot, which may be the end or may be content.  The first line of the content may be one, too.
 """
 
 import re
 from enum import Enum
 from typing import Final
 
-_NOTHING: Final = b" \t\v\f\r\n\0"
-_EXACT: Final = b".\r\n"
-CONTENT_END: Final = b"\r\n" + _EXACT
-# From the end of the line before; its own end may be yet to come.
+_IGNORED: Final = b" \t\v\f\r\n\0"  # what may follow an odd dot on its line
+_DOT_LINE: Final = b".\r\n"
+CONTENT_END: Final = b"\r\n" + _DOT_LINE
+# Starts at the LF of the previous line; the dot's own LF may not have arrived yet.
 _LONE_DOT: Final = re.compile(rb"\n\.[ \t\v\f\r\0]*(?:\n|\Z)")
 
 
 class Dot(Enum):
-    """What a lone dot is."""
+    """The two kinds of lone dots."""
 
     END = "CRLF.CRLF"
     ODD = "any other spelling"
 
 
 class ContentScanner:
-    """Follows content through any split of its octets."""
+    """Follows content, however it is split into packets."""
 
     __slots__ = ("_after_crlf", "_last", "_line", "odd_dot")
 
     def __init__(self) -> None:
-        """Start behind the 354, as if a CRLF had just passed."""
-        self.odd_dot = False  # one was found; of others nothing is said while it stands
-        self._after_crlf = True  # the line begun follows a CRLF, not a bare LF
-        self._last = b"\n"  # the last octet read
-        # The line begun, while it may be a lone dot; of a longer one its first octets, for
-        # white space without end may follow the dot.
+        """Start after the 354, as if a CRLF had just passed."""
+        # True once an odd dot was found; later ones are not reported until it is cleared.
+        self.odd_dot = False
+        self._after_crlf = True  # the current line follows a CRLF, not a bare LF
+        self._last = b"\n"  # the last byte read
+        # The current line, or None if it cannot be a lone dot.  We keep only its first bytes,
+        # because the white space after a dot may be endless.
         self._line: bytes | None = b""
 
     def scan(self, data: bytes, start: int, end: int) -> tuple[int, Dot | None]:
-        """Read *data* from *start*; return how far, and the lone dot that ends there.
+        """Read data[start:end] up to the next lone dot that has to be reported.
 
-        None means that all up to *end* was read and no more is to be said of it.
+        Return the position after it, and its kind; or *end* and None if there is none.
         """
         position = start
         while position < end:
@@ -59,16 +60,17 @@ class ContentScanner:
         return position, None
 
     def skim(self, data: bytes) -> bool:
-        """Read all of *data* if ``scan`` would, and had only CONTENT_END behind it to tell of.
+        """Read all of *data* if no lone dot is in it, except a CRLF.CRLF that ends it.
 
-        False: nothing was read, for there is more in it, or less: scan it.
+        Return False, without reading anything, if there may be another one or if the start of
+        one may be pending.  Call ``scan`` then, which is the rule; this is its shortcut.
         """
         if self.odd_dot or self._may_be_in_dot_line(data):
             return False
         end = len(data)
         dot_line = _find_lone_dot(data, 0, end)
         if dot_line != end:
-            is_last = dot_line == end - len(_EXACT)
+            is_last = dot_line == end - len(_DOT_LINE)
             if not (is_last and data.endswith(CONTENT_END)):
                 return False
         self._line = b"" if data[-1] == 0x0A else None
@@ -76,11 +78,11 @@ class ContentScanner:
         return True
 
     def _may_be_in_dot_line(self, data: bytes) -> bool:
-        """Tell whether the line that *data* goes on with may be a lone dot."""
+        """Return True if the current line, continued by *data*, may be a lone dot."""
         return self._line is not None and (self._line != b"" or data[0] == 0x2E)
 
     def _may_start(self, octet: int) -> bool:
-        """Tell whether a line that starts so may be a lone dot that is still looked for."""
+        """Return True if a line that starts with *octet* may be a dot that we still report."""
         return octet == 0x2E and (self._after_crlf or not self.odd_dot)
 
     def _skip_to_dot_line(self, data: bytes, position: int, end: int) -> int:
@@ -96,23 +98,23 @@ class ContentScanner:
     def _read_dot_line(
         self, data: bytes, position: int, end: int
     ) -> tuple[int, Dot | None]:
-        """Read on in a line that starts with a dot and may hold nothing else."""
+        """Read more of a line that starts with a dot and may contain nothing else."""
         assert self._line is not None
         line_end = data.find(b"\n", position, end) + 1
         line = self._line + data[position : line_end or end]
-        if line.strip(_NOTHING) != b".":
+        if line.strip(_IGNORED) != b".":
             self._line = None
             return position, None
         follows_crlf = self._after_crlf
         self._note_end(data, position, line_end or end)
         if not line_end:
-            self._line = line[: len(_EXACT) + 1]
+            self._line = line[: len(_DOT_LINE) + 1]
             return end, None
         self._line = b""
-        return line_end, Dot.END if follows_crlf and line == _EXACT else Dot.ODD
+        return line_end, Dot.END if follows_crlf and line == _DOT_LINE else Dot.ODD
 
     def _note_end(self, data: bytes, start: int, end: int) -> None:
-        """Note how data[start:end], which is not empty, ends."""
+        """Record how data[start:end], which is not empty, ends."""
         if data[end - 1] == 0x0A:
             before = data[end - 2 : end - 1] if end - 2 >= start else self._last
             self._after_crlf = before == b"\r"
@@ -120,9 +122,9 @@ class ContentScanner:
 
 
 def _find_lone_dot(data: bytes, start: int, end: int) -> int:
-    """Return where the next line starts that may be a lone dot; *end* if none does."""
-    # Most content has few dots, so look for those first: that is memchr(), thirty times
-    # as fast as any search for two octets.
+    """Return where the next line starts that may be a lone dot, or *end* if there is none."""
+    # Most content has few dots, so we look for those first.  That is memchr(), which is thirty
+    # times as fast as any search for two bytes.
     dot = data.find(b".", start, end)
     if dot < 0:
         return end
@@ -134,12 +136,15 @@ def _find_lone_dot(data: bytes, start: int, end: int) -> int:
 
 
 def _find_end(data: bytes, start: int, end: int) -> int:
-    """Return where the next line starts that may be the end and nothing else; or *end*."""
+    """Return where the next line starts that may be the end of content, or *end*.
+
+    This search is for content in which an odd dot was found already.
+    """
     if data[start] == 0x0A:
-        return start + 1  # whose CR came before
+        return start + 1  # its CR may have come before *start*
     found = data.find(CONTENT_END, start, end)
     if found >= 0:
         return found + 2
-    # One that starts here may go on elsewhere.
+    # The end may be split: it starts here and continues in the next packet.
     last = data.rfind(b"\n", start, end) + 1
-    return last if last and end - last < len(_EXACT) else end
+    return last if last and end - last < len(_DOT_LINE) else end

@@ -1,8 +1,10 @@
-"""Where a dialogue stands: what both directions of the guard share.
+"""Where a dialogue stands: the state that both directions of the guard share.
 
-``owed`` is the queue of replies that the client waits for, in order: a ``Kind`` where the backend
-owes it, octets where we do.  Commands append to it; replies take from its head; ours are
-delivered when they get there.  An end of ours is the last entry, so it never overtakes a reply.
+``owed`` is the queue of replies that the client is waiting for, in order.  An entry is a ``Kind``
+if the backend owes the reply, and the bytes of the reply if it is one of our own.  Each forwarded
+command appends an entry, each reply of the backend removes the first one, and we deliver our own
+replies as soon as they are first in the queue.  So our own reply never overtakes the backend's,
+not even the one with which we end a session: it is always the last entry.
 """
 
 from enum import Enum, auto
@@ -12,46 +14,45 @@ from proxyshim.errors import Reason
 from proxyshim.smtp.content import ContentScanner
 from proxyshim.smtp.verbs import Kind, Refusal
 
-MAX_OWED: Final = 1_000  # replies; at the bound the client is not read
+MAX_OWED: Final = 1_000  # replies; at this bound we stop reading the client
 
 
 class Mode(Enum):
-    """How a session is watched."""
+    """How closely the guard watches the session."""
 
     STRICT = auto()
     RELAXED = auto()
-    OPAQUE = auto()  # behind STARTTLS, or lost: a plain pump
+    OPAQUE = auto()  # after STARTTLS, or after losing track: everything passes unread
 
 
 class State(Enum):
-    """What the client's next octets are."""
+    """What the client's next bytes are."""
 
     COMMAND = auto()
     CONTENT = auto()
     ANSWER = auto()  # to an AUTH challenge
-    CHUNK = auto()  # a BDAT's payload; relaxed only
-    UNSETTLED = auto()  # the reply owed last will say
+    CHUNK = auto()  # the payload of a BDAT; only while relaxed
+    UNDECIDED = auto()  # the last reply in the queue will decide it
 
 
 class Transaction(Enum):
-    """What a drain has to know."""
+    """How far the client's mail transaction is; a drain depends on it."""
 
     IDLE = auto()
     ENVELOPE = auto()
     CONTENT = auto()
-    FINAL_REPLY = (
-        auto()
-    )  # a message is with the backend; the answer to it is not here yet
+    FINAL_REPLY = auto()  # the backend has the message and has not answered it yet
     OPAQUE = auto()
 
 
 class Dialogue:
-    """The state that the two directions share, and the ways to change it that they share."""
+    """The shared state, and the changes to it that more than one reader makes."""
 
-    scanner: ContentScanner  # of the present content; not there before the first
+    scanner: ContentScanner  # follows the current content; unset before the first
 
     __slots__ = (
         "answered_early",
+        "backend_quitting",
         "end_reason",
         "held",
         "last_code",
@@ -68,28 +69,31 @@ class Dialogue:
     )
 
     def __init__(self) -> None:
-        """Begin strict, at a command."""
+        """Begin strict, with the client at a command."""
         self.mode = Mode.STRICT
         self.state = State.COMMAND
-        # No deque: this is short, and an idle session is 700 octets smaller for it.
+        # Not a deque: the queue is short, and a list saves 700 bytes per idle session.
         self.owed: list[Kind | bytes] = []
         self.to_backend: list[bytes] = []
         self.to_client: list[bytes] = []
         self.refused: list[Reason] = []
         self.end_reason: Reason | None = None
         self.last_code = 0
-        self.held = b""  # of the client's octets, what may not pass yet
-        self.unsure = False  # whether replies and commands can be matched: see guard.py
-        self.answered_early = False  # the present content was, before its end
+        # The backend sent 221 or 421, so we expect it to close the connection.
+        self.backend_quitting = False
+        self.held = b""  # from the client, and not allowed to pass yet
+        self.unsure = False  # see the argument in guard.py, step 3
+        # The backend has already answered the current content, before its end.
+        self.answered_early = False
         self.mail_accepted = False
         self.messages_accepted = 0
 
     @property
     def transaction(self) -> Transaction:
-        """Tell where the client's transaction stands."""
+        """Return how far the client's transaction is."""
         if self.mode is Mode.OPAQUE:
             return Transaction.OPAQUE
-        # What is owed to a chunk whose payload is not through yet is no final reply.
+        # The last reply owed is not a final one while its chunk is still being sent.
         owed = self.owed[:-1] if self.state is State.CHUNK else self.owed
         if Kind.CONTENT in owed or Kind.BDAT_LAST in owed:
             return Transaction.FINAL_REPLY
@@ -100,23 +104,52 @@ class Dialogue:
         return Transaction.IDLE
 
     def begin_content(self) -> None:
+        """Enter content, after the 354."""
         self.state = State.CONTENT
         self.scanner = ContentScanner()
         self.answered_early = False
 
+    def end_content(self) -> None:
+        """Leave content, after CRLF.CRLF was forwarded."""
+        if self.mode is _STRICT:
+            self.state = _UNDECIDED
+            self.owed.append(_CONTENT)
+        else:
+            self.state = _COMMAND
+            if not self.answered_early:
+                self.owed.append(_CONTENT)
+
+    def note_reply(self, kind: Kind | None, code: int) -> None:
+        """Record what a reply of the backend to *kind* means for the transaction.
+
+        A *kind* of None is a reply to nothing that the client sent.
+        """
+        self.last_code = code
+        if code in _QUITTING_CODES:
+            self.backend_quitting = True
+        positive = code < 300  # 2yz: the command was completed (RFC 5321, 4.2.1)
+        if kind is _MAIL:
+            self.mail_accepted |= positive
+        elif kind is _CONTENT or kind is _BDAT_LAST:
+            self.messages_accepted += positive
+            self.mail_accepted = False
+        elif positive and kind in _RESETTING:
+            self.mail_accepted = False
+
     def answer(self, reply: bytes) -> None:
-        """Put a reply of ours in its place among those owed."""
+        """Queue our own *reply*, or deliver it if no other reply is owed."""
         if self.owed:
             self.owed.append(reply)
         else:
             self.deliver_own(reply)
 
     def deliver_own(self, reply: bytes) -> None:
+        """Deliver our own *reply* now."""
         self.to_client.append(reply)
         self.last_code = int(reply[:3])
 
     def refuse(self, refusal: Refusal) -> None:
-        """Answer a command that is not sent on."""
+        """Answer a command that is not forwarded."""
         self.refused.append(refusal.reason)
         if refusal.ends:
             self.end(refusal.reason, refusal.reply)
@@ -124,10 +157,22 @@ class Dialogue:
             self.answer(refusal.reply)
 
     def end(self, reason: Reason, reply: bytes = b"") -> None:
-        """Read the client no more, and make *reply* our last word; the first end counts."""
+        """Stop reading the client, and make *reply* our last one.  Only the first call counts."""
         if self.end_reason is not None:
             return
         self.end_reason = reason
         self.held = b""
         if reply and self.mode is not Mode.OPAQUE:
             self.answer(reply)
+
+
+# Global names, because attributes of an Enum are slow to look up in Python 3.11.
+_STRICT: Final = Mode.STRICT
+_COMMAND: Final = State.COMMAND
+_UNDECIDED: Final = State.UNDECIDED
+_MAIL: Final = Kind.MAIL
+_CONTENT: Final = Kind.CONTENT
+_BDAT_LAST: Final = Kind.BDAT_LAST
+
+_QUITTING_CODES: Final = (221, 421)
+_RESETTING: Final = (Kind.HELO, Kind.EHLO, Kind.RSET)

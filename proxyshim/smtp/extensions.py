@@ -1,7 +1,7 @@
-"""The EHLO reply: what the backend offers, and hiding what the client must not see.
+"""The EHLO reply: read what the backend offers, and hide what the client must not see.
 
-The first line is the server's greeting and holds no keyword, whatever it says; a client's own
-name may stand in it.  Source: RFC 5321, 4.1.1.1.
+The first line is the server's greeting.  We never read a keyword in it, because the client's own
+name may appear there.  Source: RFC 5321, 4.1.1.1.
 """
 
 import re
@@ -10,32 +10,31 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
-from proxyshim.smtp.lines import lines_of
+from proxyshim.smtp.lines import split_lines
 from proxyshim.smtp.replies import Reply
 
-# "AUTH=LOGIN" is an old spelling of "AUTH LOGIN" that servers still send beside it.
+# "AUTH=LOGIN" is an old spelling of "AUTH LOGIN".  Some servers send both.
 _KEYWORD = re.compile(rb"[2-5][0-9]{2}[- ][ \t]*([^ \t=\r\n]*)[ \t=]?([^\r\n]*)")
 
-
-# A server says the same to everybody, but for a name in the first line; so what the others mean
-# is worked out once.  Bounded, for a server may do otherwise.
-_KNOWN_OFFERS: Final = 128
+# A server sends everybody the same lines after the first, so we parse them once and cache the
+# result.  The cache is bounded, because a server may behave differently.
+_CACHED_OFFERS: Final = 128
 
 
 def read_extensions(reply: Reply) -> Mapping[bytes, bytes]:
-    """Return keyword -> parameters, the keywords in upper case; of repeated ones the first."""
+    """Return the parameters of each keyword, in upper case.  The first of several counts."""
     return _read(_split(reply)[1])
 
 
 def read_keywords(reply: Reply) -> frozenset[bytes]:
-    """Return the keywords alone."""
+    """Return the keywords without their parameters."""
     return _read_keywords(_split(reply)[1])
 
 
 def hide(reply: Reply, keywords: frozenset[bytes]) -> bytes:
-    """Return the octets of *reply* without the lines that offer one of *keywords*.
+    """Return the bytes of *reply* without the lines that offer one of *keywords*.
 
-    The other lines stay octet for octet, but for the separator of the one that becomes last.
+    The other lines do not change, except for the separator of the one that becomes the last.
     """
     first, offer = _split(reply)
     kept = _hide(offer, keywords)
@@ -45,30 +44,30 @@ def hide(reply: Reply, keywords: frozenset[bytes]) -> bytes:
 
 
 def _split(reply: Reply) -> tuple[bytes, bytes]:
-    """Return the first line, and the others."""
+    """Return the first line, and all others."""
     raw = reply.raw
     end = raw.find(b"\n") + 1 or len(raw)
     return raw[:end], raw[end:]
 
 
-@lru_cache(_KNOWN_OFFERS)
+@lru_cache(_CACHED_OFFERS)
 def _read(offer: bytes) -> Mapping[bytes, bytes]:
     offered: dict[bytes, bytes] = {}
-    for line in lines_of(offer):
+    for line in split_lines(offer):
         found = _KEYWORD.match(line)
         if found and found[1]:
             offered.setdefault(found[1].upper(), found[2].strip())
     return MappingProxyType(offered)
 
 
-@lru_cache(_KNOWN_OFFERS)
+@lru_cache(_CACHED_OFFERS)
 def _read_keywords(offer: bytes) -> frozenset[bytes]:
     return frozenset(_read(offer))
 
 
-@lru_cache(_KNOWN_OFFERS)
+@lru_cache(_CACHED_OFFERS)
 def _hide(offer: bytes, keywords: frozenset[bytes]) -> bytes:
-    lines = lines_of(offer)
+    lines = split_lines(offer)
     kept = [line for line in lines if _keyword_of(line) not in keywords]
     if kept and len(kept) < len(lines):
         kept[-1] = _as_last(kept[-1])

@@ -1,143 +1,162 @@
-"""The guard: both directions of a dialogue in, verdicts out.
+"""The guard: it follows both directions of a session and decides what may pass.
 
-The backend lets *us* say who the client is.  The guard keeps the client from speaking with that
-authority, in one of two modes: *strict* (strict.py) and *relaxed* (relaxed.py).
+The backend trusts proxyshim to say who the client is, by an XCLIENT command on the client's own
+connection.  The guard keeps the client from ever using this trust itself.
 
-**The invariant.** While the backend may still obey an XCLIENT on this connection, no octets that
-it could read as one, or as a BDAT or STARTTLS behind which we could not see one, are sent on.
+**The invariant.**  As long as the backend may obey an XCLIENT on this connection, we never
+forward bytes that it could execute as one.  Nor do we forward bytes that it could execute as BDAT
+or STARTTLS, because an XCLIENT could hide from us in the payload or inside TLS.  The same rules
+stop XFORWARD and PROXY.
 
-**The argument.** A session begins strict and stays so until the backend proves that it judged
-the client by its own address and dropped the right: its reply to the client's own EHLO is a 250
-of two lines or more that offers no XCLIENT.  While strict,
+**When the danger is over.**  Every session begins *strict*.  It becomes *relaxed* when the backend
+proves that it has dropped our right to XCLIENT, because it now judges the client by the client's
+own address.  The proof is its reply to the client's own EHLO: a 250 that offers at least one
+extension, but not XCLIENT.  This relies on one property of the backend: if it would obey an
+XCLIENT from this client, it also offers XCLIENT to it.  Each later EHLO decides again.
 
-1. a server executes whole lines, and lines end at LF; so we send on whole lines only, each
-   checked: no control octets, a bounded length, the verb read as the most lenient server would;
-2. what is not a command is content (behind 354) or an AUTH answer (behind 334).  Answers are
-   checked like commands.  Content passes unchecked only while two things are certain: that the
-   354 answers *our* DATA, and that the server has not ended the content before we think so;
-3. the first holds while replies can be counted: a line that stands in the table, and in a form in
-   which every server finds the same verb, is answered once by each of them.  The second holds
-   until an odd dot (content.py) passes.  From the first other line and from the first odd dot on,
-   the guard is *unsure*: it checks the lines of content too, for the rest of the session, and
-   takes no reply for a proof any more;
-4. the proof can't be another command's reply: an EHLO is sent on only when no reply is owed,
-   nothing passes behind it until its reply is complete, and an unsure guard accepts none.
+**The argument.**  A server executes an XCLIENT only if it reads it as a command.  So whatever a
+strict guard forwards must either be checked as a command, or certainly be read as something else:
 
-A reply that no command of the client's can have led to (220 is what an XCLIENT is answered with)
-ends a strict session at once, whatever the cause.
+1. *Commands are checked.*  Servers execute whole lines, and every line ends at LF.  We forward
+   only whole lines, and check each of them first: it is not so long that a server might split it,
+   it contains no control octets except TAB, and its verb, read as the most lenient server would
+   read it, is not a forbidden one.
+2. *Everything else is checked too, or is certainly content.*  What is not a command is content,
+   after a 354, or an answer to AUTH, after a 334.  Answers are checked like commands.  Content
+   passes unchecked only while two things are certain: the 354 was the reply to the client's DATA,
+   and the server has not ended the content before we think so.
+3. *Content is checked as soon as either is uncertain.*  The first is certain as long as we know
+   which reply answers which command.  We do know, because every server answers a command exactly
+   once if its verb is in our table and its form is one in which all servers find the same verb.
+   The second is certain until an *odd dot* passes: a lone dot that is not CRLF.CRLF, and that only
+   some servers take for the end of content (content.py).  The first command of any other kind, or
+   the first odd dot, makes the guard *unsure* for the rest of the session.  An unsure guard checks
+   every line of content, and accepts no proof.
+4. *No other reply can pass for the proof.*  We forward an EHLO only when no reply is owed, and
+   nothing after it until its reply is complete.  So the next reply must be the one to the EHLO,
+   unless our count of replies is wrong; but then the guard is already unsure.
+5. *If we are wrong all the same, the session ends.*  It ends at the first reply that no forwarded
+   command can have caused, for example a 220, which is the reply to XCLIENT.
 
-When the right is gone the session is relaxed: there the rule is to do no harm, and the guard goes
-on following for what a drain and the statistics need.
+In a relaxed session there is nothing left to protect, so the rule there is to do no harm.  We
+still refuse XCLIENT, XFORWARD and PROXY, but only where we are certain that the backend is waiting
+for a command.  The guard continues to follow the session, because a drain and the statistics
+depend on it.
 
-**How the two directions are coupled.** Through a ``Dialogue`` (dialogue.py): commands put into
-its queue who owes a reply, replies take from it and decide what the client's next octets are.
+**How the two directions are coupled.**  They share a ``Dialogue`` (dialogue.py).  The client's
+direction (strict.py, relaxed.py) appends to its queue of owed replies.  The backend's direction
+(backend_replies.py) removes from that queue, and decides whether the client's next bytes are a
+command, content or an AUTH answer.
 """
 
 from typing import Final
 
 from proxyshim.errors import Reason
 from proxyshim.smtp import replies
-from proxyshim.smtp.content import CONTENT_END
+from proxyshim.smtp.backend_replies import BackendReader
 from proxyshim.smtp.dialogue import MAX_OWED, Dialogue, Mode, State, Transaction
-from proxyshim.smtp.extensions import hide, read_keywords
 from proxyshim.smtp.passing import (
     COMMAND_START_OCTETS,
     RELAXED_COMMANDS,
     REPLY_CODES,
     REPLY_START_OCTETS,
     STRICT_COMMANDS,
+    pass_content,
 )
 from proxyshim.smtp.relaxed import RelaxedReader
-from proxyshim.smtp.replies import MAX_REPLY_LINE_OCTETS, Reply, ReplyParser
+from proxyshim.smtp.replies import MAX_REPLY_LINE_OCTETS
 from proxyshim.smtp.strict import Rules, StrictReader
-from proxyshim.smtp.verbs import HIDDEN_ALWAYS, Kind
+from proxyshim.smtp.verbs import Kind
 
 __all__ = ["MAX_HELD_OCTETS", "Guard", "Mode", "Rules", "Transaction"]
 
-MAX_HELD_OCTETS: Final = 65_536  # of the client's; at the bound it is not read
+MAX_HELD_OCTETS: Final = 65_536  # from the client; at this bound we stop reading it
 
 
 class Guard:
-    """Follows one session.
+    """The guard of one session.
 
-    Feed it with ``from_client`` and ``from_backend``; after each, send what it put into
-    ``to_backend`` and ``to_client`` and empty them.  Stop reading the client while
-    ``wants_client`` is False.  ``refused`` collects the reasons of refused commands.  When
-    ``finished`` turns True everything owed has been put out: close.
+    Feed it with ``from_client`` and ``from_backend``.  After each call, send what is in
+    ``to_backend`` and ``to_client``, log what is in ``refused`` (the reasons of refused commands),
+    and empty all three.  Stop reading the client while ``wants_client`` is False.  Close when
+    ``finished`` is True.
 
-    Cheaper is to offer what was received to ``pass_command`` and ``pass_reply`` first, and to
-    feed only what those don't take.
+    For speed, offer each packet to ``pass_command`` or ``pass_reply`` first, and feed it only if
+    they return False.
     """
 
     __slots__ = (
-        "_can_relax",
-        "_client_gone",
+        "_backend",
+        "_client_closed",
         "_dialogue",
         "_relaxed",
-        "_replies",
         "_strict",
-        "backend_quitting",
-        "extensions",
         "refused",
         "to_backend",
         "to_client",
     )
 
     def __init__(self, rules: Rules) -> None:
-        """Begin strict, behind the greeting."""
-        self._dialogue = Dialogue()
-        self._strict = StrictReader(self._dialogue, rules)
-        self._relaxed = RelaxedReader(self._dialogue)
-        self._replies = ReplyParser()
-        self._can_relax = rules.check_only is None
-        self._client_gone = False
-        self.to_backend = self._dialogue.to_backend
-        self.to_client = self._dialogue.to_client
-        self.refused = self._dialogue.refused
-        # It said 221 or 421: its end of file is no surprise.
-        self.backend_quitting = False
-        self.extensions: frozenset[bytes] = frozenset()  # offered to the client's EHLO
+        """Begin strict, after the greeting."""
+        self._dialogue = dialogue = Dialogue()
+        self._strict = StrictReader(dialogue, rules)
+        self._relaxed = RelaxedReader(dialogue)
+        self._backend = BackendReader(dialogue, self._strict, self._relaxed)
+        self._client_closed = False
+        self.to_backend = dialogue.to_backend
+        self.to_client = dialogue.to_client
+        self.refused = dialogue.refused
 
     # What the session asks.
 
     @property
     def mode(self) -> Mode:
-        """Tell how the session is watched."""
+        """Return how closely the session is watched."""
         return self._dialogue.mode
 
     @property
     def is_opaque(self) -> bool:
-        """Tell whether octets pass unread from here on."""
+        """Return True if everything passes unread from here on."""
         return self._dialogue.mode is _OPAQUE
 
     @property
+    def extensions(self) -> frozenset[bytes]:
+        """Return what the backend offered to the client's last EHLO."""
+        return self._backend.extensions
+
+    @property
     def transaction(self) -> Transaction:
-        """Tell where the client's transaction stands."""
+        """Return how far the client's transaction is."""
         return self._dialogue.transaction
 
     @property
     def messages_accepted(self) -> int:
-        """Tell how many messages the backend took."""
+        """Return how many messages the backend accepted."""
         return self._dialogue.messages_accepted
 
     @property
     def last_code(self) -> int:
-        """Tell the code of the last reply, whoever gave it; 0 when there was none."""
+        """Return the code of the last reply, the backend's or ours; 0 before the first one."""
         return self._dialogue.last_code
 
     @property
+    def backend_quitting(self) -> bool:
+        """Return True if the backend sent 221 or 421, so that we expect it to close."""
+        return self._dialogue.backend_quitting
+
+    @property
     def end_reason(self) -> Reason | None:
-        """Tell why the session is ended; None while it is not."""
+        """Return why the session is ending, or None if it is not."""
         return self._dialogue.end_reason
 
     @property
     def finished(self) -> bool:
-        """Tell whether an end was decided on, and all that is owed before it is out."""
+        """Return True if the session is ending and every reply owed was delivered."""
         return self._dialogue.end_reason is not None and not self._dialogue.owed
 
     @property
     def wants_client(self) -> bool:
-        """Tell whether more from the client may be fed."""
+        """Return True if more from the client may be fed."""
         dialogue = self._dialogue
         return (
             dialogue.end_reason is None
@@ -147,20 +166,20 @@ class Guard:
 
     @property
     def client_drained(self) -> bool:
-        """Tell whether all has been sent on of a client that reached its end of file."""
-        return self._client_gone and b"\n" not in self._dialogue.held
+        """Return True if the client closed and all that may still pass was forwarded."""
+        return self._client_closed and b"\n" not in self._dialogue.held
 
     @property
     def awaits_backend(self) -> bool:
-        """Tell whether the backend owes a reply."""
+        """Return True if the backend owes a reply."""
         return bool(self._dialogue.owed)
 
     @property
     def can_quit(self) -> bool:
-        """Tell whether the backend stands at a command, so that a QUIT means QUIT."""
+        """Return True if the backend would read a QUIT as QUIT, and not as content or an answer."""
         dialogue = self._dialogue
         return (
-            dialogue.state is State.COMMAND
+            dialogue.state is _COMMAND
             and not self.is_opaque
             and not self._relaxed.is_ahead
             and not any(isinstance(owed, Kind) for owed in dialogue.owed)
@@ -169,10 +188,12 @@ class Guard:
     # The client's direction.
 
     def pass_command(self, data: bytes) -> bool:
-        """Take *data* if it is one thing of the client's that goes on as it is: see passing.py.
+        """Return True if *data* is one command, or some content, that passes unchanged.
 
-        True: noted, so send *data*; nothing was put out, and neither ``finished`` nor
-        ``wants_client`` changed.  False: nothing was done; feed it.
+        True means that the guard has recorded it, so send *data*.  Nothing was put into
+        ``to_backend`` or ``to_client``, and neither ``finished`` nor ``wants_client`` changed.
+        False means that the guard did nothing, so feed *data*.  ``from_client`` is the rule, and
+        this is the shortcut; passing.py explains why it is safe.
         """
         dialogue = self._dialogue
         if dialogue.held or dialogue.end_reason is not None:
@@ -181,38 +202,24 @@ class Guard:
         if mode is _OPAQUE:
             return True
         if dialogue.state is not _COMMAND:
-            return dialogue.state is _IN_CONTENT and self._pass_content(data)
-        passages = RELAXED_COMMANDS if mode is _RELAXED else STRICT_COMMANDS
-        passage = passages.get(data[:COMMAND_START_OCTETS].upper())
+            return dialogue.state is _IN_CONTENT and pass_content(dialogue, data)
+        shortcuts = RELAXED_COMMANDS if mode is _RELAXED else STRICT_COMMANDS
+        shortcut = shortcuts.get(data[:COMMAND_START_OCTETS].upper())
         if (
-            passage is None
+            shortcut is None
             or data.find(b"\n") != len(data) - 1
             or self._relaxed.line_start
-            or len(dialogue.owed) >= MAX_OWED - 1  # behind the last it is not read
-            or (mode is _STRICT and not self._strict.passes(data, passage[0]))
+            or len(dialogue.owed)
+            >= MAX_OWED - 1  # the next one changes ``wants_client``
+            or (mode is _STRICT and not self._strict.may_forward(data, shortcut[0]))
         ):
             return False
-        kind, dialogue.state = passage
+        kind, dialogue.state = shortcut
         dialogue.owed.append(kind)
         return True
 
-    def _pass_content(self, data: bytes) -> bool:
-        """Take content that is nothing else, up to its end at most."""
-        dialogue = self._dialogue
-        if dialogue.unsure or not dialogue.scanner.skim(data):
-            return False
-        if data.endswith(CONTENT_END):
-            if dialogue.mode is _STRICT:
-                dialogue.state = _UNSETTLED
-                dialogue.owed.append(_CONTENT)
-            else:
-                dialogue.state = _COMMAND
-                if not dialogue.answered_early:
-                    dialogue.owed.append(_CONTENT)
-        return True
-
     def from_client(self, data: bytes) -> None:
-        """Take what the client sent."""
+        """Read what the client sent."""
         dialogue = self._dialogue
         if dialogue.end_reason is not None:
             return
@@ -220,20 +227,24 @@ class Guard:
             data, dialogue.held = dialogue.held + data, b""
         if dialogue.mode is _STRICT:
             self._strict.read(data)
-        else:
-            self._relaxed.read(data)
-            self._release_reply()
+            return
+        self._relaxed.read(data)
+        if dialogue.mode is _OPAQUE:
+            self._backend.release_unfinished()
 
     def client_closed(self) -> None:
-        """Note the client's end of file: an unfinished command is never sent on."""
-        self._client_gone = True
+        """Record the client's end of file.  An unfinished command is never forwarded."""
+        self._client_closed = True
 
     def end(self, reason: Reason, reply: bytes = b"") -> None:
-        """End the session: read no more, deliver what is owed, then *reply*."""
+        """End the session: read no more, deliver the replies that are owed, then *reply*."""
         self._dialogue.end(reason, reply)
 
     def abandon(self, reason: Reason, reply: bytes) -> None:
-        """End at once, for what is owed will not come; *reply* stands for all of it."""
+        """End the session at once: *reply* replaces all that are owed and will not come.
+
+        If the session was ending already, our own reply that ends it is delivered instead.
+        """
         dialogue = self._dialogue
         own = [owed for owed in dialogue.owed if isinstance(owed, bytes)]
         dialogue.owed.clear()
@@ -245,24 +256,25 @@ class Guard:
     # The backend's direction.
 
     def pass_reply(self, data: bytes) -> bool:
-        """Take *data* if it is one reply that goes on as it is: see passing.py.
+        """Return True if *data* is one reply that passes unchanged.
 
-        True: noted, so send *data*; nothing was put out, and neither ``finished`` nor
-        ``wants_client`` changed.  False: nothing was done; feed it.
+        The result means the same as that of ``pass_command``.  ``from_backend`` is the rule, and
+        this is the shortcut; passing.py explains why it is safe.
         """
         dialogue = self._dialogue
         if dialogue.mode is _OPAQUE:
             return True
         code = REPLY_CODES.get(data[:REPLY_START_OCTETS])
         owed = dialogue.owed
+        backend = self._backend
         if (
             code is None
             or not 0 < len(owed) < MAX_OWED
             or data.find(b"\n", 0, MAX_REPLY_LINE_OCTETS) != len(data) - 1
             or dialogue.held
             or dialogue.end_reason is not None
-            or self._replies.unread
-            or self._relaxed.unsettled
+            or backend.parser.unread
+            or self._relaxed.kept_copy
             or (len(owed) > 1 and isinstance(owed[1], bytes))
         ):
             return False
@@ -271,169 +283,46 @@ class Guard:
         if kind is _EHLO or (code == 354 and kind is not _DATA):
             return False
         del owed[0]
-        dialogue.last_code = code
-        if code in _CLOSING:
-            self.backend_quitting = True
-        self._note_outcome(kind, positive=code < 300)
-        if not owed and dialogue.state is _UNSETTLED:
-            if code == 354:
-                dialogue.begin_content()
-            else:
-                dialogue.state = _COMMAND
+        dialogue.note_reply(kind, code)
+        if not owed and dialogue.state is _UNDECIDED:
+            backend.decide_state(kind, code)
         return True
 
     def from_backend(self, data: bytes) -> None:
-        """Take what the backend sent.
+        """Read what the backend sent.
 
-        Raises BackendError when it is not made of replies.
+        Raises BackendError if it does not consist of replies.
         """
-        dialogue = self._dialogue
+        dialogue, backend = self._dialogue, self._backend
         if dialogue.mode is _OPAQUE:
             self.to_client.append(data)
             return
-        self._replies.feed(data)
-        # Behind our last word nothing is delivered.
-        while not self.finished and (reply := self._replies.next()) is not None:
-            self._read_reply(reply)
+        backend.parser.feed(data)
+        # Once our last reply is delivered, nothing may follow it.
+        while not self.finished and backend.read_next():
             if dialogue.held:
-                self.from_client(b"")  # that may be what it waited for
+                self.from_client(b"")  # it may have waited for this reply
             if self.is_opaque:
-                self._release_reply()
+                backend.release_unfinished()
                 break
 
     def backend_closed(self) -> None:
-        """Note the backend's end of file."""
+        """Record the backend's end of file; end the session if it came unexpectedly."""
         dialogue = self._dialogue
-        # Behind the client's own end it closes as a mail server does.
-        took_leave = self.backend_quitting or (self._client_gone and not dialogue.owed)
-        if dialogue.end_reason is not None or not (took_leave or self.is_opaque):
+        # A mail server also closes after the client has closed.
+        is_expected = self.backend_quitting or (
+            self._client_closed and not dialogue.owed
+        )
+        if dialogue.end_reason is not None or not (is_expected or self.is_opaque):
             self.abandon(Reason.BACKEND_CLOSED, replies.BACKEND_LOST)
 
-    def _release_reply(self) -> None:
-        """Let the start of a reply go that is none, once nothing is followed any more."""
-        if self.is_opaque and (rest := self._replies.take_rest()):
-            self.to_client.append(rest)
 
-    def _read_reply(self, reply: Reply) -> None:
-        dialogue = self._dialogue
-        dialogue.last_code = reply.code
-        if reply.code in _CLOSING:
-            self.backend_quitting = True
-        if not dialogue.owed:
-            self._read_unasked(reply)
-            return
-        kind = dialogue.owed.pop(0)
-        assert isinstance(kind, Kind)  # ours leave the head at once
-        if kind is _EHLO and reply.code == 250:
-            self._read_offer(reply)
-        else:
-            self.to_client.append(reply.raw)
-        self._note_outcome(kind, positive=reply.positive)
-        while dialogue.owed and isinstance(own := dialogue.owed[0], bytes):
-            del dialogue.owed[0]
-            dialogue.deliver_own(own)
-        self._go_on(kind, reply)
-
-    def _read_offer(self, reply: Reply) -> None:
-        """Deliver the reply to the client's own EHLO, and let it decide the mode."""
-        dialogue = self._dialogue
-        was_relaxed = dialogue.mode is _RELAXED
-        offered = self.extensions = read_keywords(reply)
-        if b"XCLIENT" in offered:
-            dialogue.mode = _STRICT
-        elif offered and self._can_relax and not dialogue.unsure:
-            dialogue.mode = _RELAXED
-        hidden = HIDDEN_ALWAYS
-        if dialogue.mode is _STRICT:
-            hidden = self._strict.take_offer(offered)
-        nothing = hidden.isdisjoint(offered)
-        self.to_client.append(reply.raw if nothing else hide(reply, hidden))
-        if was_relaxed and dialogue.mode is _STRICT:
-            self._take_relaxed_back()
-
-    def _take_relaxed_back(self) -> None:
-        """The right is back; what passed since the EHLO was not judged by its rules."""
-        dialogue = self._dialogue
-        dialogue.unsure = True
-        at_command = dialogue.state is State.COMMAND and not self._relaxed.is_ahead
-        if dialogue.owed or not at_command:
-            dialogue.end(Reason.REPLY_OUT_OF_PLACE, replies.OUT_OF_STEP)
-
-    def _note_outcome(self, kind: Kind, *, positive: bool) -> None:
-        """Follow what a reply means for the transaction."""
-        dialogue = self._dialogue
-        if kind is _MAIL:
-            dialogue.mail_accepted |= positive
-        elif kind is _CONTENT or kind is _BDAT_LAST:
-            dialogue.messages_accepted += positive
-            dialogue.mail_accepted = False
-        elif positive and kind in _RESETTING:
-            dialogue.mail_accepted = False
-
-    def _go_on(self, kind: Kind, reply: Reply) -> None:
-        """Go where a reply leads."""
-        dialogue = self._dialogue
-        if _LEADS_TO.get(reply.code, kind) is not kind:
-            self._lose_step()
-        elif dialogue.state is _UNSETTLED and not dialogue.owed:
-            self._settle(kind, reply)
-
-    def _settle(self, kind: Kind, reply: Reply) -> None:
-        """The reply that was waited for is here: what follows its command is known now."""
-        dialogue = self._dialogue
-        if reply.code == 354:
-            dialogue.begin_content()
-        elif reply.code == 334:
-            dialogue.state = State.ANSWER
-        elif reply.code == 220 and kind is Kind.STARTTLS:
-            self._relaxed.give_up()  # while strict, no STARTTLS is sent on
-        else:
-            dialogue.state = _COMMAND
-        if dialogue.end_reason is None:
-            self._relaxed.reread()
-
-    def _lose_step(self) -> None:
-        """The backend asks for something that no command of the client's leads to."""
-        if self._dialogue.mode is Mode.STRICT:
-            self._dialogue.state = State.UNSETTLED  # and stays so
-            self._dialogue.end(Reason.REPLY_OUT_OF_PLACE, replies.OUT_OF_STEP)
-        else:
-            self._relaxed.give_up()
-
-    def _read_unasked(self, reply: Reply) -> None:
-        """Deliver a reply that answers no command as we count them."""
-        dialogue = self._dialogue
-        self.to_client.append(reply.raw)
-        if reply.code in _LEADS_TO:
-            self._lose_step()
-        elif dialogue.state is State.CONTENT and dialogue.scanner.odd_dot:
-            # The server took the odd dot for the end: what followed it are commands.
-            dialogue.state = State.COMMAND
-            self._note_outcome(Kind.CONTENT, positive=reply.positive)
-            self._relaxed.reread()
-        elif dialogue.mode is Mode.STRICT:
-            own = b"" if self.backend_quitting else replies.OUT_OF_STEP
-            dialogue.end(Reason.REPLY_UNASKED, own)
-        elif dialogue.state is State.CONTENT and not reply.positive:
-            # The server swallows the rest, up to the dot, and says no more.
-            dialogue.answered_early = True
-            dialogue.mail_accepted = False
-
-
-# By names of their own, for in Python 3.11 an Enum's attributes are slow to look up.
+# Global names, because attributes of an Enum are slow to look up in Python 3.11.
 _STRICT: Final = Mode.STRICT
 _RELAXED: Final = Mode.RELAXED
 _OPAQUE: Final = Mode.OPAQUE
 _COMMAND: Final = State.COMMAND
 _IN_CONTENT: Final = State.CONTENT
-_UNSETTLED: Final = State.UNSETTLED
+_UNDECIDED: Final = State.UNDECIDED
 _EHLO: Final = Kind.EHLO
-_MAIL: Final = Kind.MAIL
 _DATA: Final = Kind.DATA
-_CONTENT: Final = Kind.CONTENT
-_BDAT_LAST: Final = Kind.BDAT_LAST
-
-_CLOSING: Final = (221, 421)
-_RESETTING: Final = (Kind.HELO, Kind.EHLO, Kind.RSET)
-# What changes what the client may send next has one command that leads to it.
-_LEADS_TO: Final = {220: Kind.STARTTLS, 334: Kind.AUTH, 354: Kind.DATA}

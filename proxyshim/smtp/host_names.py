@@ -1,7 +1,7 @@
-"""Is this a host name, by the MTA's own rules?
+"""Check host names by the MTA's own rules.
 
-What the DNS returns is a stranger's text: a name that fails here is never sent and never logged.
-Source: RFC 1123, 2.1, with the underscore that Postfix's valid_hostname() lets pass.
+A name from the DNS is text that a stranger wrote.  We neither send nor log a name that fails here.
+Source: RFC 1123, 2.1, and the underscore, which Postfix's valid_hostname() accepts too.
 """
 
 import re
@@ -15,9 +15,9 @@ _NUMERIC: Final = re.compile(rb"[0-9.]*")
 
 
 def is_host_name(name: bytes) -> bool:
-    """Tell whether *name*, without a dot at its end, may be conveyed as a client's name.
+    """Return True if *name*, given without a final dot, may be conveyed as a client's name.
 
-    Digits and dots alone do not make one: that would be an address.
+    A name of nothing but digits and dots is refused, because it looks like an address.
     """
     return (
         len(name) <= MAX_OCTETS

@@ -1,58 +1,78 @@
-"""Whole packets that pass as they came: what a table tells of them, and why that is enough.
+"""The shortcut for ordinary packets, and why it is safe.
 
-Most of a session is one command, or one reply, in a packet of its own, that goes on octet for
-octet.  ``Guard.pass_command`` and ``Guard.pass_reply`` take those at a fraction of the price of
-reading them.  They decide nothing anew: what ``from_client`` and ``from_backend`` do is the rule,
-and these tell, by what is cheap to look at, that all it would come to is to send the packet on
-and to take or add one entry of what is owed.  Where that is not certain they do nothing.
+Most packets are one command, one reply or some content, and pass unchanged.  For these,
+``Guard.pass_command`` and ``Guard.pass_reply`` cost a fraction of what parsing costs.
 
-**Commands.**  Nothing is held or begun, so the packet starts a line; its only LF is its last
-octet, so it is that line, whole.  A verb of four letters with a blank, CR or LF behind it is the
-verb that ``verb_of`` finds, and the table of verbs says what it leads to.  Left out are those that
-are always refused, and BDAT, whose line says more than its verb.  While strict, too: those that
-may be refused then; any line too long, not plain or with a control octet; an EHLO or HELO that
-has to wait; and all of a check-only session.
+**The rule** is what ``Guard.from_client`` and ``Guard.from_backend`` do (strict.py, relaxed.py and
+backend_replies.py).  **The shortcut** makes no decision of its own.  It uses only cheap checks to
+prove that the rule would do exactly two things: forward the packet unchanged, and add or remove at
+most one entry of the queue of owed replies, with the change of state that follows from that entry.
+Where it cannot prove this, it does nothing, and the rule must read the packet.  **The twin test**,
+tests/property/test_passing.py, runs a guard with the shortcut next to one without it, and
+compares everything that the two know.
 
-**Content.**  ``ContentScanner.skim`` uses the search of ``scan`` and finds no dot to tell of but
-the end, which is the end of the packet.
+**A command.**  No bytes are held and no line has begun, so the packet starts a line.  Its only LF
+is its last byte, so it is exactly that line.  It starts with a verb of four letters and then a
+space, CR or LF, so ``verb_of`` would find that verb, and the table of verbs says where it leads.
+We leave out the verbs that are always refused, and BDAT, whose whole line matters.  While the
+session is strict, we also leave out the verbs that may be refused then; lines that are too long,
+not plain, or contain a control octet; an EHLO or HELO that has to wait; and everything in a
+check-only session.
 
-**Replies.**  No reply is begun, so the packet starts one; code and blank, and a LF only as the
-last octet: it is one line, and whole.  The backend owes it and behind it none of ours is owed,
-nothing waits for it, neither held nor to be read again, and no end was decided on.  Left out are
-the codes that lead elsewhere: 220 and 334 always, 354 but to DATA; and what EHLO is answered.
+**Content.**  ``ContentScanner.skim`` searches in the same way as ``scan``.  It accepts only content
+without a lone dot, except for a CRLF.CRLF at the very end of the packet.
+
+**A reply.**  No reply has begun, so the packet starts one.  It starts with a code and a space, and
+its only LF is its last byte, so it is one line and complete.  The backend owes this reply, none of
+our own replies is queued right after it, no bytes from the client are held or waiting to be
+reread, and the session is not ending.  We leave out the codes that lead elsewhere, which are 220
+and 334 always, and 354 unless it answers DATA.  We also leave out every reply to EHLO.
 """
 
 from typing import Final
 
-from proxyshim.smtp.dialogue import State
+from proxyshim.smtp.content import CONTENT_END
+from proxyshim.smtp.dialogue import Dialogue, State
 from proxyshim.smtp.relaxed import DECIDED_BY_REPLY
 from proxyshim.smtp.verbs import VERBS, Kind
 
-# How a command starts -> whose reply is owed, and where the client stands then.
-_Passages = dict[bytes, tuple[Kind, State]]
+# Maps the start of a command to what its reply answers, and to the client's next state.
+_Shortcuts = dict[bytes, tuple[Kind, State]]
 
 COMMAND_START_OCTETS: Final = 5
-_PLAIN = {
+_CANDIDATES = {
     verb + end: row
     for verb, row in VERBS.items()
     if len(verb) == 4 and row.always is None and row.kind is not Kind.BDAT
     for end in (b" ", b"\r", b"\n")
 }
-RELAXED_COMMANDS: Final[_Passages] = {
+RELAXED_COMMANDS: Final[_Shortcuts] = {
     start: (
         row.kind,
-        State.UNSETTLED if row.kind in DECIDED_BY_REPLY else State.COMMAND,
+        State.UNDECIDED if row.kind in DECIDED_BY_REPLY else State.COMMAND,
     )
-    for start, row in _PLAIN.items()
+    for start, row in _CANDIDATES.items()
 }
-STRICT_COMMANDS: Final[_Passages] = {
-    start: (row.kind, State.UNSETTLED if row.waits else State.COMMAND)
-    for start, row in _PLAIN.items()
+STRICT_COMMANDS: Final[_Shortcuts] = {
+    start: (row.kind, State.UNDECIDED if row.waits else State.COMMAND)
+    for start, row in _CANDIDATES.items()
     if row.strict is None
 }
 
-# How a reply of one line starts -> its code.
+# Maps the start of a one-line reply to its code.
 REPLY_START_OCTETS: Final = 4
 REPLY_CODES: Final[dict[bytes, int]] = {
     b"%d " % code: code for code in range(200, 600) if code not in (220, 334)
 }
+
+
+def pass_content(dialogue: Dialogue, data: bytes) -> bool:
+    """Return True if all of *data* is ordinary content, perhaps with its end as the last bytes.
+
+    True means that the end was noted.  False means that nothing was done.
+    """
+    if dialogue.unsure or not dialogue.scanner.skim(data):
+        return False
+    if data.endswith(CONTENT_END):
+        dialogue.end_content()
+    return True

@@ -1,9 +1,10 @@
-"""The client's direction while relaxed: all passes as it came, but for what is always refused.
+"""The client's direction while relaxed: everything passes unchanged, except what is always refused.
 
-Only the start of a line that may become a refused command is held, and what comes while
-``MAX_OWED`` replies are owed.  What a reply will decide (what stands behind DATA, AUTH, STARTTLS,
-or an odd dot) passes at once, and is read when the reply is there: from a copy, for its meaning
-alone.  Where that is not possible the guard gives up following (``Mode.OPAQUE``).
+We hold back only the start of a line that may become a refused command, and whatever arrives while
+``MAX_OWED`` replies are owed.  Where only a reply can decide what the client's bytes are (after
+DATA, AUTH, STARTTLS or an odd dot), we forward them at once and keep a copy.  When the reply
+arrives, we read the copy to learn what the client's state is.  If that is not possible, we stop
+tracking the session (``Mode.OPAQUE``).
 """
 
 from collections.abc import Callable
@@ -11,44 +12,47 @@ from typing import Final
 
 from proxyshim.smtp.content import Dot
 from proxyshim.smtp.dialogue import MAX_OWED, Dialogue, Mode, State
-from proxyshim.smtp.lines import MAX_COMMAND_OCTETS, blanks_before, verb_of
+from proxyshim.smtp.lines import MAX_COMMAND_OCTETS, count_leading_blanks, verb_of
 from proxyshim.smtp.verbs import (
     UNKNOWN,
     VERBS,
     Kind,
     Verb,
-    may_be_refused,
+    may_become_refused,
     read_bdat,
 )
 
-# What passed while only a reply can say how it was read.  Who sends more than this behind a
-# DATA without waiting for its reply is not followed any further.
-MAX_UNSETTLED_OCTETS: Final = 262_144
-# Held before what may be a refused verb.  Behind more of them none is looked for, in any split.
+# If a client sends more than this after DATA without waiting for the reply, we stop tracking the
+# session.
+MAX_KEPT_OCTETS: Final = 262_144
+# Blanks that we hold because a refused verb may follow them.  After more blanks than this we do
+# not look for a verb, however the line was split into packets.
 _MAX_BLANKS: Final = 512
 
 
 class RelaxedReader:
-    """Follows what the client sends, and sends it on."""
+    """Forwards what the client sends, and follows it."""
 
-    __slots__ = ("_chunk_left", "_dialogue", "line_start", "unsettled")
+    __slots__ = ("_chunk_left", "_dialogue", "kept_copy", "line_start")
 
     def __init__(self, dialogue: Dialogue) -> None:
         """Begin at a command."""
         self._dialogue = dialogue
-        self.line_start = b""  # of a command line that passed in part; not all of it
-        self.unsettled = b""  # a copy of what passed and waits for its meaning
-        self._chunk_left = 0  # octets of a BDAT's payload
+        # The start of a command line that was forwarded in part; shortened if it is long.
+        self.line_start = b""
+        # A copy of what was forwarded before a reply could decide what it is.
+        self.kept_copy = b""
+        self._chunk_left = 0  # octets of a BDAT's payload that are still to come
 
     @property
     def is_ahead(self) -> bool:
-        """Tell whether something passed that is not a whole and understood line."""
-        return bool(self.line_start or self.unsettled)
+        """Return True if bytes were forwarded that we have not read as whole commands yet."""
+        return bool(self.line_start or self.kept_copy)
 
-    def read(self, data: bytes, *, passed: bool = False) -> None:
-        """Follow *data*, and send it on but for refused commands.
+    def read(self, data: bytes, *, forwarded: bool = False) -> None:
+        """Follow *data*, and forward all of it except refused commands.
 
-        *passed*: it went on already, and is read for its meaning alone.
+        If it was *forwarded* already, we read it only to follow the dialogue.
         """
         dialogue = self._dialogue
         position = 0
@@ -57,55 +61,54 @@ class RelaxedReader:
             and dialogue.mode is Mode.RELAXED
             and dialogue.end_reason is None
         ):
-            position = _READERS[dialogue.state](self, data, position, passed)
+            position = _READERS[dialogue.state](self, data, position, forwarded)
         if dialogue.mode is Mode.OPAQUE:
-            self._pass_on(data, position, len(data), passed)
+            self._forward(data, position, len(data), forwarded)
 
-    def reread(self) -> None:
-        """Read what passed before its meaning was known."""
-        data, self.unsettled = self.unsettled, b""
+    def read_kept_copy(self) -> None:
+        """Read what was forwarded before we could know what it is."""
+        data, self.kept_copy = self.kept_copy, b""
         if data:
-            self.read(data, passed=True)
+            self.read(data, forwarded=True)
 
-    def give_up(self) -> None:
-        """Follow the dialogue no more; only a relaxed session may be left so."""
+    def stop_tracking(self) -> None:
+        """Make the session opaque, which is safe only because it is relaxed."""
         dialogue = self._dialogue
         dialogue.mode = Mode.OPAQUE
-        self.unsettled = self.line_start = b""
-        # Replies of ours have lost their place, but are owed all the same.
+        self.kept_copy = self.line_start = b""
+        # Our own replies have lost their place in the queue, but the client still needs them.
         for owed in dialogue.owed:
             if isinstance(owed, bytes):
                 dialogue.deliver_own(owed)
         dialogue.owed.clear()
 
-    def _pass_on(self, data: bytes, start: int, end: int, passed: bool) -> None:
-        if not passed and start < end:
+    def _forward(self, data: bytes, start: int, end: int, forwarded: bool) -> None:
+        if not forwarded and start < end:
             self._dialogue.to_backend.append(data[start:end])
 
-    # Each of these reads on up to a change of state, and returns how far it came.
+    # Each of these reads until the state changes, or to the end, and returns how far it read.
 
-    def _read_commands(self, data: bytes, start: int, passed: bool) -> int:
+    def _read_commands(self, data: bytes, start: int, forwarded: bool) -> int:
         dialogue = self._dialogue
-        position = run = start  # run: where what is to be sent on starts
+        position = unsent = start
         while position < len(data) and self._reads_commands:
             end = data.find(b"\n", position) + 1
             if not end or len(dialogue.owed) >= MAX_OWED:
-                self._pass_on(data, run, position, passed)
+                self._forward(data, unsent, position, forwarded)
                 rest = data[position:]
-                (self._stop if end else self._begin_line)(rest, passed)
+                (self._pause if end else self._begin_line)(rest, forwarded)
                 return len(data)
             line = self.line_start + data[position:end]
             row = VERBS.get(verb_of(line), UNKNOWN)
-            can_stay = not (passed or self.line_start)
-            if row.always and can_stay and blanks_before(line) <= _MAX_BLANKS:
-                self._pass_on(data, run, position, passed)
-                run = end
+            if row.always and self._can_hold(line, forwarded):
+                self._forward(data, unsent, position, forwarded)
+                unsent = end
                 dialogue.refuse(row.always)
             else:
                 self.line_start = b""
-                self._owe(row, line)
+                self._note_command(row, line)
             position = end
-        self._pass_on(data, run, position, passed)
+        self._forward(data, unsent, position, forwarded)
         return position
 
     @property
@@ -117,91 +120,93 @@ class RelaxedReader:
             and dialogue.end_reason is None
         )
 
-    def _begin_line(self, start: bytes, passed: bool) -> None:
-        """Take the start of a line, or more of it; its end is not here yet."""
-        can_stay = not (passed or self.line_start)
-        if can_stay and blanks_before(start) <= _MAX_BLANKS and may_be_refused(start):
-            # The end of a line as long as that is not needed: it will be refused.
+    def _can_hold(self, line: bytes, forwarded: bool) -> bool:
+        """Return True if no part of *line* has passed, so that we may hold or refuse it."""
+        is_unsent = not (forwarded or self.line_start)
+        return is_unsent and count_leading_blanks(line) <= _MAX_BLANKS
+
+    def _begin_line(self, start: bytes, forwarded: bool) -> None:
+        """Read the start of a line, or more of it; its end has not arrived yet."""
+        if self._can_hold(start, forwarded) and may_become_refused(start):
+            # We need no more of a longer line, because we are going to refuse it.
             self._dialogue.held = start[:MAX_COMMAND_OCTETS]
             return
-        self._pass_on(start, 0, len(start), passed)
+        self._forward(start, 0, len(start), forwarded)
         self.line_start = (self.line_start + start)[:MAX_COMMAND_OCTETS]
 
-    def _stop(self, rest: bytes, passed: bool) -> None:
+    def _pause(self, rest: bytes, forwarded: bool) -> None:
         """Read no further while so many replies are owed."""
-        if passed:
-            self.give_up()
+        if forwarded:
+            self.stop_tracking()
         else:
             self._dialogue.held = rest
 
-    def _owe(self, row: Verb, line: bytes) -> None:
-        """Note a command that goes on."""
+    def _note_command(self, row: Verb, line: bytes) -> None:
+        """Record a command that is forwarded."""
         if row.kind is Kind.BDAT:
             self._begin_chunk(line)
             return
         self._dialogue.owed.append(row.kind)
         if row.kind in DECIDED_BY_REPLY:
-            self._dialogue.state = State.UNSETTLED
+            self._dialogue.state = State.UNDECIDED
 
     def _begin_chunk(self, line: bytes) -> None:
         chunk = read_bdat(line)
         if chunk is None:
-            self.give_up()  # where its payload ends only the server knows
+            self.stop_tracking()  # only the server knows where the payload ends
             return
         self._chunk_left, last = chunk
         self._dialogue.owed.append(Kind.BDAT_LAST if last else Kind.BDAT)
         if self._chunk_left:
             self._dialogue.state = State.CHUNK
 
-    def _read_chunk(self, data: bytes, start: int, passed: bool) -> int:
+    def _read_chunk(self, data: bytes, start: int, forwarded: bool) -> int:
         end = min(len(data), start + self._chunk_left)
-        self._pass_on(data, start, end, passed)
+        self._forward(data, start, end, forwarded)
         self._chunk_left -= end - start
         if not self._chunk_left:
             self._dialogue.state = State.COMMAND
         return end
 
-    def _read_content(self, data: bytes, start: int, passed: bool) -> int:
-        """Follow content up to its end; keep what follows an odd dot to read it again."""
+    def _read_content(self, data: bytes, start: int, forwarded: bool) -> int:
+        """Follow content to its end, and keep a copy of what follows an odd dot."""
         dialogue = self._dialogue
-        behind_dot = start
+        after_odd_dot = start
         end, dot = dialogue.scanner.scan(data, start, len(data))
         if dot is Dot.ODD:
-            behind_dot = end
+            after_odd_dot = end
             end, dot = dialogue.scanner.scan(data, end, len(data))
-        self._pass_on(data, start, end, passed)
+        self._forward(data, start, end, forwarded)
         if dot is Dot.END:
-            self.unsettled = b""
-            dialogue.state = State.COMMAND
-            if not dialogue.answered_early:
-                dialogue.owed.append(Kind.CONTENT)
+            self.kept_copy = b""
+            dialogue.end_content()
         elif dialogue.scanner.odd_dot:
-            self._keep(data[behind_dot:end])
+            self._keep(data[after_odd_dot:end])
         return end
 
-    def _read_answer(self, data: bytes, start: int, passed: bool) -> int:
+    def _read_answer(self, data: bytes, start: int, forwarded: bool) -> int:
         """Follow the one line that answers an AUTH challenge."""
         end = data.find(b"\n", start) + 1
-        self._pass_on(data, start, end or len(data), passed)
+        self._forward(data, start, end or len(data), forwarded)
         if end:
             self._dialogue.owed.append(Kind.AUTH)
-            self._dialogue.state = State.UNSETTLED
+            self._dialogue.state = State.UNDECIDED
         return end or len(data)
 
-    def _read_unsettled(self, data: bytes, start: int, passed: bool) -> int:
-        self._pass_on(data, start, len(data), passed)
+    def _read_undecided(self, data: bytes, start: int, forwarded: bool) -> int:
+        self._forward(data, start, len(data), forwarded)
         self._keep(data[start:])
         return len(data)
 
     def _keep(self, data: bytes) -> None:
-        """Keep a copy of what passed and can't be understood yet, within bounds."""
-        if len(self.unsettled) + len(data) <= MAX_UNSETTLED_OCTETS:
-            self.unsettled += data
+        """Keep a copy of what was forwarded and cannot be read yet, within bounds."""
+        if len(self.kept_copy) + len(data) <= MAX_KEPT_OCTETS:
+            self.kept_copy += data
         elif self._dialogue.state is State.CONTENT:
-            # Surely content: no client sends so many commands behind a lone dot.
-            self._dialogue.scanner.odd_dot, self.unsettled = False, b""
+            # It must be content, because no client sends so many commands after a lone dot.
+            self._dialogue.scanner.odd_dot, self.kept_copy = False, b""
         else:
-            self.give_up()
+            self.stop_tracking()
 
 
 DECIDED_BY_REPLY: Final = (Kind.DATA, Kind.AUTH, Kind.STARTTLS)
@@ -211,5 +216,5 @@ _READERS: Final[dict[State, Callable[[RelaxedReader, bytes, int, bool], int]]] =
     State.CONTENT: RelaxedReader._read_content,
     State.ANSWER: RelaxedReader._read_answer,
     State.CHUNK: RelaxedReader._read_chunk,
-    State.UNSETTLED: RelaxedReader._read_unsettled,
+    State.UNDECIDED: RelaxedReader._read_undecided,
 }

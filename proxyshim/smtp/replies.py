@@ -1,6 +1,7 @@
-"""Replies: reading the backend's, and every text that we ever send.
+"""Replies: a parser for the backend's, and the text of every reply that we send ourselves.
 
-``ReplyParser.next`` has three outcomes: a whole reply; None, not yet; or a BackendError.
+``ReplyParser.next`` has three outcomes: a whole reply, None if more bytes are needed, or a
+BackendError.
 Source: RFC 5321, 4.2 (grammar) and RFC 3463 (enhanced codes).
 """
 
@@ -8,71 +9,71 @@ import re
 from typing import Final, NamedTuple
 
 from proxyshim.errors import BackendError, Reason
-from proxyshim.smtp.lines import lines_of
+from proxyshim.smtp.lines import split_lines
 
-# RFC 5321 allows 512; servers that list many things in one line send more.
+# RFC 5321 allows 512, but servers that list many things in one line send more.
 MAX_REPLY_LINE_OCTETS: Final = 16_384
 MAX_REPLY_OCTETS: Final = 262_144
 
 _REPLY_LINE = re.compile(rb"[2-5][0-9]{2}(-| |\r?\n)")
-# Any number of such lines with "-", and one without.  There is one way only to match it, but
-# "*+" would be wrong: in Python 3.11.2 that finds a reply in "2500 ok".
+# Any number of lines with "-", then one without.  The pattern cannot backtrack badly.  Do not use
+# the possessive "*+": in Python 3.11.2 it wrongly matches "2500 ok".
 _WHOLE_REPLY = re.compile(
     rb"(?:[2-5][0-9]{2}-[^\n]*\n)*([2-5][0-9]{2})(?: [^\n]*|\r?)\n"
 )
 
 
 class Reply(NamedTuple):
-    """A whole reply: its code, and its octets as they came, line ends and all."""
+    """A whole reply: its code, and its unchanged bytes, including all line ends."""
 
     code: int
     raw: bytes
 
     @property
     def positive(self) -> bool:
-        """Tell whether the command was completed: 2yz (RFC 5321, 4.2.1)."""
+        """Return True if the command was completed: 2yz (RFC 5321, 4.2.1)."""
         return 200 <= self.code <= 299
 
     @property
     def lines(self) -> list[bytes]:
         """Return the text of each line, without code, separator and line end."""
-        return [line[4:].rstrip(b"\r\n") for line in lines_of(self.raw)]
+        return [line[4:].rstrip(b"\r\n") for line in split_lines(self.raw)]
 
     def excerpt(self, max_characters: int = 200) -> str:
-        """Return it on one line, printable, for a log."""
+        """Return the reply as one printable line for a log, cut at *max_characters*."""
         text = b" / ".join(self.raw.splitlines()).decode("ascii", "backslashreplace")
         printable = "".join(c if c.isprintable() else "?" for c in text)
         return printable[:max_characters]
 
 
 class ReplyParser:
-    """Cuts what the backend sends into replies."""
+    """Splits what the backend sends into replies."""
 
     __slots__ = ("_scanned", "unread")
 
     def __init__(self) -> None:
         """Start at a reply boundary."""
-        self.unread = b""  # of what was fed, what ``next`` did not return yet
-        self._scanned = 0  # where the first line not yet looked at starts
+        self.unread = b""  # was fed, but not yet returned by ``next``
+        self._scanned = 0  # where in ``unread`` the next line to be parsed starts
 
     def feed(self, data: bytes) -> None:
-        """Take what was received."""
+        """Add what was received."""
         self.unread = self.unread + data if self.unread else data
 
     @property
     def at_boundary(self) -> bool:
-        """Tell whether nothing of an unfinished reply is held."""
+        """Return True if everything fed was returned by ``next``."""
         return not self.unread
 
     def next(self) -> Reply | None:
-        """Return the next whole reply, None while more octets are needed.
+        """Return the next whole reply, or None while more bytes are needed.
 
-        Raises BackendError when a line is no reply line, or one or all are too long.
+        Raises BackendError if a line is not a reply line, or if a line or the reply is too long.
         """
         buffer = self.unread
         if not buffer:
             return None
-        # Most come whole and are short, and need no look at each of their lines.
+        # Most replies are short and arrive whole, so one search is enough for all their lines.
         if not self._scanned and buffer.endswith(b"\n"):
             found = _WHOLE_REPLY.match(buffer)
             if found and (end := found.end()) <= MAX_REPLY_LINE_OCTETS:
@@ -91,13 +92,13 @@ class ReplyParser:
         return None
 
     def take_rest(self) -> bytes:
-        """Give up what is held: the stream is not made of replies any more."""
+        """Return and forget what was not parsed, because no further reply is expected."""
         rest, self.unread, self._scanned = self.unread, b"", 0
         return rest
 
 
 def _read_line(buffer: bytes, start: int, end: int) -> bytes:
-    """Return what stands behind the code of one line: "-" when more lines follow."""
+    """Return what follows the code of one line; that is "-" if more lines follow."""
     found = _REPLY_LINE.match(buffer, start, end)
     if found is None:
         raise _bad(f"not a reply line: {buffer[start : min(end, start + 60)]!r}")
@@ -110,37 +111,38 @@ def _bad(detail: str) -> BackendError:
     return BackendError(Reason.BACKEND_BAD_REPLY, detail)
 
 
-# What we send.  Never a 5yz that ends a session: a fault of ours must delay mail, not
-# bounce it.  They tell a stranger no more than it needs; the log has the rest.
+# Our own replies.  None that ends a session because of a fault on our side is a 5yz, because such
+# a fault must delay mail and not bounce it.  They give a stranger no more than it needs; the rest
+# is in the log.
 
-# The PROXY header.
+# About the PROXY header.
 HEADER_TIMED_OUT: Final = b"421 4.4.2 PROXY timed out\r\n"
 HEADER_REFUSED: Final = b"421 4.7.1 PROXY header expected, closing\r\n"
 
 
 def header_forbidden(address: str) -> bytes:
-    """Return the reply to a peer at *address* that is not listed and sends PROXY."""
+    """Return the reply to an unlisted peer at *address* that sent a PROXY header."""
     return b"421 4.7.1 PROXY not allowed from [%s]\r\n" % address.encode("ascii")
 
 
-# Check-only sessions.
+# In check-only sessions.
 NO_CLIENT_ADDRESS: Final = b"421 4.7.1 no client address in the PROXY header\r\n"
 CLAIM_NOT_BELIEVED: Final = b"421 4.7.1 claimed address not believed\r\n"
 
-# Commands that are not for clients.
+# To commands that clients may not send.
 NOT_AUTHORIZED: Final = b"550 5.7.0 Error: insufficient authorization\r\n"
 PROXY_UNWELCOME: Final = b"421 4.7.1 PROXY not allowed here\r\n"
 CHUNKING_UNAVAILABLE: Final = b"502 5.5.1 BDAT not available, closing\r\n"
 TLS_UNAVAILABLE: Final = b"454 4.7.0 TLS not available\r\n"
 AUTH_UNAVAILABLE: Final = b"454 4.7.0 Authentication not available here\r\n"
 
-# Dialogue errors that end a session.
+# To errors in the dialogue that end a session.
 LINE_TOO_LONG: Final = b"421 4.5.2 Command line too long, closing\r\n"
 CONTROL_OCTET: Final = b"421 4.5.2 Control octet in a command, closing\r\n"
 COMMAND_OUT_OF_PLACE: Final = b"421 4.7.0 Command not allowed here, closing\r\n"
 OUT_OF_STEP: Final = b"421 4.3.0 Lost step with the mail server, closing\r\n"
 
-# The backend, and ourselves.
+# About the backend and ourselves.
 BACKEND_UNAVAILABLE: Final = b"421 4.3.0 Mail server not available, try again later\r\n"
 BACKEND_LOST: Final = b"421 4.3.0 Connection to the mail server lost\r\n"
 CLIENT_TOO_SLOW: Final = b"421 4.4.2 Timeout exceeded\r\n"

@@ -1,7 +1,7 @@
-"""The client's direction while strict: nothing is sent on that two servers read differently.
+"""The client's direction while strict: we forward nothing that two servers could read differently.
 
-The rules, and why they are enough, are in guard.py.  What may not pass yet is held; nothing of an
-unfinished line passes but in content.
+The rules, and why they suffice, are in guard.py.  What may not pass yet is held.  Outside content,
+no part of an unfinished line passes.
 """
 
 from collections.abc import Callable, Collection
@@ -19,62 +19,71 @@ from proxyshim.smtp.lines import (
     verb_of,
 )
 from proxyshim.smtp.verbs import (
+    FORBIDDEN_WHILE_STRICT,
     HIDDEN_WHILE_STRICT,
-    NEVER_WHILE_STRICT,
     UNKNOWN,
     VERBS,
     Kind,
     Refusal,
     Verb,
-    find_never,
+    find_forbidden,
 )
 
 
 class Rules(NamedTuple):
-    """What a session's guard depends on, besides the dialogue."""
+    """What the guard of a session needs to know in advance."""
 
-    # A check-only session: how every command but the five is refused.
+    # In a check-only session: how we refuse all but the five permitted commands.
     check_only: Refusal | None = None
-    # While strict and with STARTTLS withheld, let AUTH pass all the same.
+    # Let AUTH pass while strict, even though STARTTLS is withheld.
     allow_plaintext_auth: bool = False
-    # What the backend offered to our own EHLO.
+    # The backend offered STARTTLS to our own EHLO.
     starttls_offered: bool = False
 
 
 class StrictReader:
-    """Judges what the client sends, line by line."""
+    """Checks what the client sends, line by line."""
 
     __slots__ = ("_dialogue", "_rules", "_starttls_withheld")
 
     def __init__(self, dialogue: Dialogue, rules: Rules) -> None:
-        """Begin behind the greeting."""
+        """Begin after the greeting."""
         self._dialogue = dialogue
         self._rules = rules
         self._starttls_withheld = rules.starttls_offered
 
     def read(self, data: bytes) -> None:
-        """Send on what may pass of *data*; hold the rest."""
+        """Forward what may pass of *data*, and hold the rest."""
         dialogue = self._dialogue
         position = 0
         while position < len(data) and dialogue.end_reason is None:
             read_one = _READERS.get(dialogue.state)
             after = read_one(self, data, position) if read_one else position
             if after == position:
-                break  # not complete, or a reply has to come first
+                break  # a line is incomplete, or a reply has to come first
             position = after
         if dialogue.end_reason is None:
             dialogue.held = data[position:]
 
-    def take_offer(self, offered: Collection[bytes]) -> frozenset[bytes]:
-        """Note what the backend's EHLO reply offers; return what to hide of it."""
+    @property
+    def is_check_only(self) -> bool:
+        """Return True if the session is check-only, and so never becomes relaxed."""
+        return self._rules.check_only is not None
+
+    def note_offer(self, offered: Collection[bytes]) -> None:
+        """Record what the backend's reply to an EHLO offers."""
         if offered:
             self._starttls_withheld = b"STARTTLS" in offered
+
+    @property
+    def hidden_keywords(self) -> frozenset[bytes]:
+        """Return what to hide from the client in the reply to its EHLO."""
         if self._auth_withheld:
             return HIDDEN_WHILE_STRICT | {b"AUTH"}
         return HIDDEN_WHILE_STRICT
 
-    def passes(self, line: bytes, kind: Kind) -> bool:
-        """Tell whether a whole *line* of a verb in ``STRICT_COMMANDS`` is sent on at once."""
+    def may_forward(self, line: bytes, kind: Kind) -> bool:
+        """Return True if ``read`` would forward a whole *line* of a verb in STRICT_COMMANDS."""
         return (
             self._rules.check_only is None
             and len(line) <= MAX_COMMAND_OCTETS
@@ -82,8 +91,8 @@ class StrictReader:
             and not (self._dialogue.owed and kind in _SENT_ALONE)
         )
 
-    # Each of these reads one thing and returns the position behind it; the position that it
-    # got when it can't, now or ever.
+    # Each of these reads one item at *position* and returns the position after it.  If it cannot
+    # read it, now or ever, it returns *position* itself.
 
     def _read_command(self, data: bytes, position: int) -> int:
         dialogue = self._dialogue
@@ -92,34 +101,37 @@ class StrictReader:
             return position
         row = VERBS.get(verb_of(line), UNKNOWN)
         if row.kind in _SENT_ALONE and dialogue.owed:
-            return position  # see the argument, 4
+            return position  # see the argument in guard.py, step 4
         refusal = self._refusal_of(row)
         if refusal is not None:
             dialogue.refuse(refusal)
         else:
-            self._send_on(line, row)
+            self._forward(line, row)
         return position + len(line)
 
     def _read_answer(self, data: bytes, position: int) -> int:
         line = self._take_line(data, position)
         if line is None:
             return position
-        if verb_of(line) in NEVER_WHILE_STRICT:
+        if verb_of(line) in FORBIDDEN_WHILE_STRICT:
             self._end_at_verb(Reason.VERB_IN_AUTH)
             return position
         self._dialogue.to_backend.append(line)
         self._dialogue.owed.append(Kind.AUTH)
-        self._dialogue.state = State.UNSETTLED
+        self._dialogue.state = State.UNDECIDED
         return position + len(line)
 
     def _read_content(self, data: bytes, position: int) -> int:
-        """Send content on up to the next lone dot; while unsure, screened and in whole lines."""
+        """Forward content up to the next lone dot.  While unsure, forward checked lines only."""
         dialogue = self._dialogue
         limit, too_long = len(data), False
         if dialogue.unsure:
             limit, too_long = _end_of_lines(data, position)
         end, dot = dialogue.scanner.scan(data, position, limit)
-        if dialogue.unsure and (found := find_never(data, position, end)) is not None:
+        if (
+            dialogue.unsure
+            and (found := find_forbidden(data, position, end)) is not None
+        ):
             dialogue.to_backend.append(data[position:found])
             self._end_at_verb(Reason.VERB_IN_CONTENT)
             return end
@@ -128,14 +140,13 @@ class StrictReader:
         if dot is Dot.ODD:
             dialogue.unsure = True
         elif dot is Dot.END:
-            dialogue.owed.append(Kind.CONTENT)
-            dialogue.state = State.UNSETTLED
+            dialogue.end_content()
         elif too_long:
             dialogue.end(Reason.COMMAND_TOO_LONG, replies.LINE_TOO_LONG)
         return end
 
     def _take_line(self, data: bytes, position: int) -> bytes | None:
-        """Return the line that starts there; None if it is not complete, or not fit to pass."""
+        """Return the line at *position*, or None if it is incomplete or must not pass."""
         limit = position + MAX_COMMAND_OCTETS
         end = data.find(b"\n", position, limit) + 1
         if not end:
@@ -145,7 +156,9 @@ class StrictReader:
         line = data[position:end]
         if has_control_octet(line):
             row = VERBS.get(verb_of(line), UNKNOWN)
-            if row.always is not None:  # say so, for it is more than a control octet
+            if (
+                row.always is not None
+            ):  # log this too, because it is worse than a control octet
                 self._dialogue.refused.append(row.always.reason)
             self._dialogue.end(Reason.CONTROL_OCTET, replies.CONTROL_OCTET)
             return None
@@ -162,22 +175,23 @@ class StrictReader:
 
     @property
     def _auth_withheld(self) -> bool:
-        """Tell whether a login could go through a connection that the backend misjudges.
+        """Return True if a login could expose a password that the backend means to protect.
 
-        Where it offers STARTTLS and we withhold it, it may take *our* connection, from the
-        same host, for a secure one, and let passwords pass that cross the network in clear.
+        A backend that offers STARTTLS may still permit a login without it on a connection that
+        it takes for a safe one.  It may take *our* connection for one, because we run on the
+        same host, although the client's password has crossed the network in clear text.
         """
         return self._starttls_withheld and not self._rules.allow_plaintext_auth
 
-    def _send_on(self, line: bytes, row: Verb) -> None:
+    def _forward(self, line: bytes, row: Verb) -> None:
         dialogue = self._dialogue
         dialogue.to_backend.append(line)
         dialogue.owed.append(row.kind)
-        counts = row is not UNKNOWN and is_plain(line)
-        if not counts:
+        gets_one_reply = row is not UNKNOWN and is_plain(line)
+        if not gets_one_reply:
             dialogue.unsure = True
-        if row.waits or not counts:
-            dialogue.state = State.UNSETTLED
+        if row.waits or not gets_one_reply:
+            dialogue.state = State.UNDECIDED
 
     def _end_at_verb(self, reason: Reason) -> None:
         self._dialogue.refused.append(reason)
@@ -185,7 +199,7 @@ class StrictReader:
 
 
 def _end_of_lines(data: bytes, start: int) -> tuple[int, bool]:
-    """Return where the last whole line ends, and whether a line too long follows there."""
+    """Return where the last whole line ends, and whether a line that is too long follows."""
     while len(data) - start >= MAX_COMMAND_OCTETS:
         end = data.rfind(b"\n", start, start + MAX_COMMAND_OCTETS) + 1
         if not end:
@@ -194,10 +208,10 @@ def _end_of_lines(data: bytes, start: int) -> tuple[int, bool]:
     return max(start, data.rfind(b"\n", start) + 1), False
 
 
-# Only when no reply is owed, so that the next one is theirs.
+# Forwarded only when no reply is owed, so that the next reply is certainly theirs.
 _SENT_ALONE: Final = (Kind.EHLO, Kind.HELO)
 
-# By what the client's next octets are; absent: only a reply will tell, so they wait for it.
+# In a state without a reader the client's bytes wait for the reply that decides what they are.
 _READERS: Final[dict[State, Callable[[StrictReader, bytes, int], int]]] = {
     State.COMMAND: StrictReader._read_command,
     State.ANSWER: StrictReader._read_answer,

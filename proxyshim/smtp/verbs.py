@@ -1,8 +1,8 @@
 """The table of verbs: what we do with each command, and what its reply may change.
 
-A verb that is known and refused is another fact than an unknown one, so refused verbs are rows
-too.  What the table lacks is ``UNKNOWN``.  Every row but that one stands for a command that
-every server answers with exactly one reply.
+Refused verbs have their own rows, because "known and refused" is not the same as "unknown".  A verb
+that is not in the table is treated as ``UNKNOWN``.  Every server answers each command in the table
+with exactly one reply; we do not know that of any other command.
 
 Sources: RFC 5321, 4.1; RFC 3207 (STARTTLS), 4954 (AUTH), 3030 (BDAT), 1985 (ETRN),
 4468 (BURL); Postfix XCLIENT_README and XFORWARD_README; PROXY spec, 2.
@@ -19,7 +19,7 @@ from proxyshim.smtp.lines import WHITE, verb_of
 
 
 class Kind(Enum):
-    """What a reply answers, where that changes the state of the dialogue."""
+    """What a reply answers, as far as it matters for the state of the dialogue."""
 
     COMMAND = auto()
     HELO = auto()
@@ -37,7 +37,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A command that is not sent on: what it is answered with, and what the log says."""
+    """How a command is refused: our reply, the reason to log, and whether it ends the session."""
 
     reply: bytes
     reason: Reason
@@ -49,18 +49,19 @@ class Verb:
     """A row of the table."""
 
     kind: Kind = Kind.COMMAND
-    # While strict: what follows waits for the reply, for that decides how it is read.
+    # While strict: hold what follows until the reply, because that decides how it is parsed.
     waits: bool = False
+    # How the command is refused in both modes; None if it is not.
     always: Refusal | None = None
-    # While strict: refused, and its EHLO keywords hidden.
+    # How the command is refused while strict.  We hide its EHLO keywords then, too.
     strict: Refusal | None = None
-    in_check: bool = False  # all that a check-only session may say
+    in_check: bool = False  # permitted in a check-only session
 
 
 _XCLIENT: Final = Refusal(replies.NOT_AUTHORIZED, Reason.XCLIENT_INJECTED)
 _XFORWARD: Final = Refusal(replies.NOT_AUTHORIZED, Reason.XFORWARD_INJECTED)
 _PROXY: Final = Refusal(replies.PROXY_UNWELCOME, Reason.PROXY_INJECTED, ends=True)
-# A refused BDAT's payload is swallowed by some servers and run as commands by others.
+# Some servers discard the payload of a BDAT that they refuse; others execute it as commands.
 _BDAT: Final = Refusal(replies.CHUNKING_UNAVAILABLE, Reason.BDAT_REFUSED, ends=True)
 _STARTTLS: Final = Refusal(replies.TLS_UNAVAILABLE, Reason.STARTTLS_WITHHELD)
 _AUTH: Final = Refusal(replies.AUTH_UNAVAILABLE, Reason.AUTH_WITHHELD)
@@ -83,35 +84,35 @@ VERBS: Final[dict[bytes, Verb]] = {
     b"AUTH": Verb(Kind.AUTH, waits=True, strict=_AUTH),
     b"STARTTLS": Verb(Kind.STARTTLS, waits=True, strict=_STARTTLS),
     b"BDAT": Verb(Kind.BDAT, waits=True, strict=_BDAT),
-    b"XCLIENT": Verb(always=_XCLIENT),  # ours alone to send
-    b"XFORWARD": Verb(always=_XFORWARD),  # servers judge this right once
-    b"PROXY": Verb(always=_PROXY),  # an identity comes first or never
+    b"XCLIENT": Verb(always=_XCLIENT),  # only we may send it
+    b"XFORWARD": Verb(always=_XFORWARD),  # some servers keep this right after XCLIENT
+    b"PROXY": Verb(always=_PROXY),  # a PROXY header comes first or never
     PROXY_V2_VERB: Verb(always=_PROXY),
     b"": Verb(),  # an empty line
 }
 UNKNOWN: Final = Verb(waits=True)
 
-# While strict, none of these may stand where a server could take it for a command: not in
-# an AUTH answer, not behind a dot that may have ended the content.
-NEVER_WHILE_STRICT: Final = frozenset(
+# While strict, none of these may appear where a server could take it for a command, such as in an
+# AUTH answer, or after a dot that may have ended the content.
+FORBIDDEN_WHILE_STRICT: Final = frozenset(
     verb
     for verb, row in VERBS.items()
     if row.always or (row.strict and row.kind is not Kind.AUTH)
 )
 
-_NEVER_LINE: Final = re.compile(
+_FORBIDDEN_LINE: Final = re.compile(
     rb"^[%b]*(?:%b)(?:(?<=\n)|[%b\n\0])"
-    % (WHITE, b"|".join(sorted(map(re.escape, NEVER_WHILE_STRICT))), WHITE),
+    % (WHITE, b"|".join(sorted(map(re.escape, FORBIDDEN_WHILE_STRICT))), WHITE),
     re.IGNORECASE | re.MULTILINE,
 )
 
 
-def find_never(data: bytes, start: int, end: int) -> int | None:
-    """Return where in data[start:end], which is whole lines, the first one with such a verb is.
+def find_forbidden(data: bytes, start: int, end: int) -> int | None:
+    """Return where the first line with a forbidden verb starts; data[start:end] is whole lines.
 
-    The same as to look at verb_of() of each, at a twentieth of the price.
+    Calling verb_of() for every line would find the same, but takes twenty times as long.
     """
-    found = _NEVER_LINE.search(data, start, end)
+    found = _FORBIDDEN_LINE.search(data, start, end)
     return found.start() if found else None
 
 
@@ -126,8 +127,8 @@ HIDDEN_WHILE_STRICT: Final = HIDDEN_ALWAYS | {
 _REFUSED_ALWAYS: Final = tuple(verb for verb, row in VERBS.items() if row.always)
 
 
-def may_be_refused(line_start: bytes) -> bool:
-    """Tell whether a line that starts so can still be a command that is always refused."""
+def may_become_refused(line_start: bytes) -> bool:
+    """Return True if a line that starts like this may be a command that is always refused."""
     start = line_start.lstrip(WHITE).upper()
     if any(verb.startswith(start) for verb in _REFUSED_ALWAYS):
         return True
@@ -138,9 +139,10 @@ _BDAT_LINE = re.compile(rb"BDAT +([0-9]{1,9})( +LAST)? *\r?\n", re.IGNORECASE)
 
 
 def read_bdat(line: bytes) -> tuple[int, bool] | None:
-    """Return a BDAT's size in octets and whether it is the last; None: not for us to tell.
+    """Return a BDAT's size in octets, and True if it is the last one.
 
-    Source: RFC 3030, 2.  Servers differ in what else they take for a number.
+    Return None for any other form than that of RFC 3030, 2, because servers differ in what else
+    they accept as a number.
     """
     found = _BDAT_LINE.fullmatch(line)
     return (int(found[1]), found[2] is not None) if found else None

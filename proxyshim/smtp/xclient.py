@@ -1,7 +1,7 @@
-"""Our own XCLIENT command: who the client is, in the words of the backend.
+"""The XCLIENT command that we send: it says who the client is, as far as the backend asks.
 
-An attribute left out keeps *the shim's* value at the backend, so what is not known is sent as
-``[UNAVAILABLE]``.  Source: Postfix XCLIENT_README; xtext: RFC 3461, 4.
+If we left out an attribute, the backend would keep *our own* value for it.  So we send what we do
+not know as ``[UNAVAILABLE]``.  Sources: Postfix XCLIENT_README; RFC 3461, 4 (xtext).
 """
 
 import re
@@ -15,8 +15,8 @@ from proxyshim.addresses import Endpoint
 UNAVAILABLE: Final = b"[UNAVAILABLE]"
 TEMPUNAVAIL: Final = b"[TEMPUNAVAIL]"
 
-# Under the 512 of RFC 5321, 4.5.3.1.4, line end and all: some servers cut a longer line in
-# silence.
+# Below the 512 of RFC 5321, 4.5.3.1.4, including the line end.  Some servers cut a longer line
+# without any error.
 MAX_COMMAND_OCTETS: Final = 511
 
 _NOT_XTEXT: Final = re.compile(rb"[^!-*,-<>-~]")
@@ -24,16 +24,15 @@ _NOT_XTEXT: Final = re.compile(rb"[^!-*,-<>-~]")
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What the DNS says of the client: host names, or one of the two markers above."""
+    """The client's host names from the DNS.  Each may be one of the two markers instead."""
 
     name: bytes = UNAVAILABLE  # forward-confirmed
-    reverse_name: bytes = (
-        UNAVAILABLE  # as the PTR record has it; NAME, where there is one
-    )
+    # From the PTR record; equal to ``name`` if that is a name.
+    reverse_name: bytes = UNAVAILABLE
 
     @property
     def are_from_dns(self) -> bool:
-        """Tell whether one of them is more than a marker."""
+        """Return True if at least one of them is a name and not a marker."""
         return any(
             name not in (UNAVAILABLE, TEMPUNAVAIL)
             for name in (self.name, self.reverse_name)
@@ -43,14 +42,17 @@ class Names:
 NO_NAMES: Final = Names()
 
 
-# What the backends' EHLO replies say: a few texts, the same for every session.
+# Cached, because a backend sends the same XCLIENT parameters in every session.
 @lru_cache(maxsize=64)
 def _attributes_in(parameters: bytes) -> frozenset[bytes]:
     return frozenset(parameters.upper().split())
 
 
 def offers_identity(parameters: bytes | None) -> bool:
-    """Tell whether XCLIENT's EHLO *parameters* (None: not offered) let us say who it is."""
+    """Return True if we can convey a client with these XCLIENT *parameters* of an EHLO reply.
+
+    *parameters* is None if XCLIENT is not offered.
+    """
     return parameters is not None and b"ADDR" in _attributes_in(parameters)
 
 
@@ -60,10 +62,10 @@ def xclient_command(
     destination: Endpoint | None,
     names: Names = NO_NAMES,
 ) -> bytes:
-    """Return the command, line end and all, with the offered ones of its attributes.
+    """Return the whole command line, with those attributes that the backend offers.
 
-    *parameters* is what stands behind XCLIENT in the EHLO reply.  A *client* of None is one
-    without an address (a unix socket's).  Raises ValueError when the line gets too long.
+    *parameters* is what follows XCLIENT in the EHLO reply.  *client* is None if the client has no
+    address, as on a unix socket.  Raises ValueError if the line would be too long.
     """
     offered = _attributes_in(parameters)
     line = b"XCLIENT"
@@ -73,7 +75,8 @@ def xclient_command(
         line += b" PORT=%d" % client.port if client else b" PORT=" + UNAVAILABLE
     if b"NAME" in offered:
         line += b" NAME=" + _xtext(names.name)
-    # A NAME that is one sets both at Postfix; after a marker the reverse name would stay ours.
+    # A host name as NAME sets both names at Postfix.  After a marker, Postfix would keep our own
+    # reverse name.
     if b"REVERSE_NAME" in offered and names.name in (UNAVAILABLE, TEMPUNAVAIL):
         line += b" REVERSE_NAME=" + _xtext(names.reverse_name)
     if destination is not None:
@@ -88,7 +91,7 @@ def xclient_command(
 
 
 def _address(endpoint: Endpoint | None) -> bytes:
-    """Return an address, or what says that there is none: both are xtext as they are."""
+    """Return the address, or the marker for none.  Neither needs to be escaped as xtext."""
     if endpoint is None:
         return UNAVAILABLE
     prefix = b"IPV6:" if isinstance(endpoint.address, IPv6Address) else b""

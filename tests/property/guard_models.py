@@ -1,8 +1,8 @@
-"""Model backends: one for each way in which real servers differ, with an honest record.
+"""Model backends, one for each way in which real servers differ.
 
-A model reads the octets that reach it and answers as such a server does.  ``Backend.abused`` is
-what it must never come to hold: the XCLIENT, XFORWARD and PROXY commands that it executed while
-it would still believe them.
+A model executes the bytes that reach it and replies as such a server would.  ``Backend.abused``
+records the XCLIENT, XFORWARD and PROXY commands that it executed while it still trusted our
+address.  It must always be empty.
 """
 
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from typing import Final
 
 _WHITE: Final = b" \t\v\f\r"
 
-# Lone dots that end content: how the line before ends, and the dot's own line.
+# Lone dots that end content: the end of the line before, and the line of the dot.
 EXACT: Final = frozenset({(b"\r\n", b".\r\n")})
 ALL_BUT_NUL: Final = EXACT | {
     (b"\n", b".\n"),
@@ -27,10 +27,10 @@ EVERY_DOT: Final = ALL_BUT_NUL | {
 
 
 class Bdat(Enum):
-    """What becomes of a BDAT's payload."""
+    """What a server does with the payload of a BDAT."""
 
-    TAKE = auto()  # as a chunk; of a refused one too, in silence
-    RUN = auto()  # refused, and the payload run as commands
+    TAKE = auto()  # read it as a chunk; if the BDAT is refused, discard it
+    RUN = auto()  # refuse the BDAT, and execute the payload as commands
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +41,21 @@ class Kind:
     keeps_right: bool = True
     login_drops_right: bool = False
     skips_blanks: bool = False  # before the verb
-    separators: bytes = b" "  # what ends a verb, beside the line's end
+    separators: bytes = b" "  # what ends a verb, apart from the end of the line
     cuts_at_nul: bool = False
     dots: frozenset[tuple[bytes, bytes]] = EXACT
-    lf_counts_if_first: bool = False  # bare LF ends lines if it ended the first one
+    lf_counts_if_first: bool = False  # a bare LF ends lines if it ended the first line
     code_at_odd_dot: int = 250
     bdat: Bdat = Bdat.TAKE
-    splits_at: int = 0  # a longer line is several commands
-    cuts_at: int = 0  # of a longer line the rest is thrown away
+    splits_at: int = 0  # executes a longer line as several commands; 0 means never
+    cuts_at: int = 0  # discards the rest of a longer line; 0 means never
     replies_to_unknown: int = 1
     commands_in_auth: bool = False
-    echoes: bool = False  # client text, in multi-line 250 replies to every command
+    echoes: bool = False  # the client's text, in 250 replies of several lines
     needs_recipient: bool = True  # before DATA
 
     def __str__(self) -> str:
-        """Return what a failing test shows."""
+        """Return the name that a failing test shows."""
         return self.name
 
 
@@ -68,13 +68,13 @@ _POSTFIX: Final = Kind(
     cuts_at=2048,
 )
 KINDS: Final = (
-    replace(_POSTFIX, name="Postfix, the right dropped", keeps_right=False),
-    replace(_POSTFIX, name="Postfix, the client in its list"),
+    replace(_POSTFIX, name="Postfix, which dropped the right", keeps_right=False),
+    replace(_POSTFIX, name="Postfix, which lists the client"),
     Kind("Dovecot", login_drops_right=True, bdat=Bdat.RUN),
     Kind("a stricter server"),
     Kind("Haraka", dots=ALL_BUT_NUL, code_at_odd_dot=451, commands_in_auth=True),
     Kind(
-        "Haraka, the right dropped",
+        "Haraka, which dropped the right",
         keeps_right=False,
         dots=ALL_BUT_NUL,
         code_at_odd_dot=451,
@@ -85,17 +85,19 @@ KINDS: Final = (
     Kind("OpenSMTPD", dots=EVERY_DOT - {(b"\r\n", b".\r\r\n")}, cuts_at_nul=True),
     Kind("Sendmail", skips_blanks=True, cuts_at_nul=True, bdat=Bdat.RUN),
     Kind("answers unknown verbs twice", replies_to_unknown=2, echoes=True),
-    Kind("answers no unknown verb", replies_to_unknown=0, echoes=True),
+    Kind("does not answer unknown verbs", replies_to_unknown=0, echoes=True),
     Kind(
-        "answers unknown verbs twice, skips blanks",
+        "answers unknown verbs twice and skips blanks",
         replies_to_unknown=2,
         echoes=True,
         skips_blanks=True,
         dots=EVERY_DOT,
     ),
-    Kind("echoes", echoes=True, dots=EVERY_DOT, needs_recipient=False),
     Kind(
-        "all at once",
+        "echoes the client's text", echoes=True, dots=EVERY_DOT, needs_recipient=False
+    ),
+    Kind(
+        "all oddities at once",
         login_drops_right=False,
         skips_blanks=True,
         separators=_WHITE,
@@ -109,7 +111,7 @@ KINDS: Final = (
         needs_recipient=False,
     ),
     Kind(
-        "all at once, in silence",
+        "all oddities at once, without answering unknown verbs",
         skips_blanks=True,
         separators=_WHITE,
         cuts_at_nul=True,
@@ -122,7 +124,7 @@ KINDS: Final = (
         needs_recipient=False,
     ),
 )
-# These answer each line once and in the client's own words' order, as mail needs it.
+# These answer each line exactly once, as ordinary clients need it.
 ORDERLY: Final = tuple(kind for kind in KINDS if kind.replies_to_unknown == 1)
 
 
@@ -134,16 +136,16 @@ class _State(Enum):
 
 
 class Backend:
-    """One connection to a model server, behind our own XCLIENT."""
+    """One connection to a model server, after our own XCLIENT."""
 
     def __init__(self, kind: Kind) -> None:
-        """Begin behind the greeting."""
+        """Begin after the greeting."""
         self.kind = kind
         self.has_right = kind.keeps_right
         self.abused: list[bytes] = []
-        self.executed: list[bytes] = []  # every verb that was run
+        self.executed: list[bytes] = []  # the verb of every command
         self.messages: list[bytes] = []
-        self.replies: list[bytes] = []  # given, and not yet taken by the network
+        self.replies: list[bytes] = []  # sent, and not yet taken by the network
         self.closed = False
         self.tls = False
         self._input = b""
@@ -155,7 +157,7 @@ class Backend:
         self._answers_left = 0
 
     def feed(self, octets: bytes) -> None:
-        """Take what the network brings."""
+        """Read what the network delivers."""
         self._input += octets
         while not self.closed and self._read_one():
             pass
@@ -286,7 +288,7 @@ class Backend:
         if self.tls:
             self._reply(503, text)
             return
-        self.tls = True  # and every octet that follows is read as what TLS conveys
+        self.tls = True  # we read everything that follows as if TLS had decrypted it
         self._reply(220, b"go on")
 
     def _run_auth(self, text: bytes) -> None:
@@ -351,7 +353,7 @@ class Backend:
     # Replies.
 
     def _reply(self, code: int, text: bytes, *, multi: bool = False) -> None:
-        """Reply with *text*, as a list of what looks like extensions if it echoes."""
+        """Reply with *text*.  A server that echoes makes it look like a list of extensions."""
         text = bytes(octet for octet in text[:200] if octet not in b"\r\n")
         if self.kind.echoes and (code == 250 or multi):
             self.replies.append(b"250-%s\r\n250-SIZE\r\n250 %s\r\n" % (text, text))

@@ -1,7 +1,7 @@
-"""A client, a guard and a model backend, and the network between them.
+"""A guard and a model backend, and the network between them and the client.
 
-The network is where timing lives: what the guard sends on reaches the backend at once, but its
-replies wait until the test lets them through, whole or in part.
+The network decides the timing: what the guard forwards reaches the backend at once, but the test
+decides when the backend's replies reach the guard, in whole or in part.
 """
 
 from proxyshim.smtp.guard import Guard, Rules
@@ -13,20 +13,20 @@ class Network:
     """One session."""
 
     def __init__(self, kind: Kind, rules: Rules | None = None) -> None:
-        """Begin behind the greeting."""
+        """Begin after the greeting."""
         self.guard = Guard(rules or Rules())
         self.backend = Backend(kind)
         self.at_client = b""
         self.at_backend = b""
-        self._partial = b""  # what was not let through yet of a reply
+        self._partial = b""  # the rest of a reply that was delivered in part
 
     def send(self, octets: bytes) -> None:
-        """Let the client send."""
+        """Send *octets* from the client."""
         feeding.from_client(self.guard, octets)
         self._settle()
 
     def deliver(self, count: int = 1) -> None:
-        """Let *count* replies through, or what is left of one that came in part."""
+        """Deliver *count* replies; the rest of one that was delivered in part counts as one."""
         octets, self._partial = self._partial, b""
         for _ in range(count - bool(octets)):
             if not self.backend.replies:
@@ -35,14 +35,14 @@ class Network:
         self._pass(octets)
 
     def deliver_octets(self, count: int) -> None:
-        """Let that many octets of replies through."""
+        """Deliver *count* bytes of replies."""
         while len(self._partial) < count and self.backend.replies:
             self._partial += self.backend.replies.pop(0)
         octets, self._partial = self._partial[:count], self._partial[count:]
         self._pass(octets)
 
     def deliver_all(self) -> None:
-        """Let replies through until none is left, nor comes."""
+        """Deliver replies until no more come."""
         while self._partial or self.backend.replies:
             self.deliver(len(self.backend.replies) + 1)
 

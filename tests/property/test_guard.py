@@ -1,4 +1,4 @@
-"""The guard between any client and every kind of server: what must hold at any timing."""
+"""The guard between any client and every kind of server: what must be true at any timing."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ from tests.property.guard_models import (
 )
 from tests.property.guard_network import Network
 
-# What an attacker says.
+# What an attacker sends.
 
 SPELLINGS = [
     b"XCLIENT ADDR=127.0.0.1\r\n",
@@ -87,7 +87,7 @@ DOTS = [
 ]
 SCRAPS = [b"Subject: a\r\n", b"text\n", b"x", b"\r", b"\n", b".", b"XCLI", b"ENT x\r\n"]
 XCLIENT = SPELLINGS[0]
-# How often each list is taken from.
+# How often we choose from each list.
 WEIGHTS: list[tuple[list[bytes], int]] = [
     (COMMANDS, 20),
     (SPELLINGS, 8),
@@ -109,7 +109,7 @@ tokens = st.sampled_from(
     [word for words, weight in WEIGHTS for word in words * -(-weight * 2 // len(words))]
 )
 
-# An attack is packets from the client, and in between how many replies are let through.
+# An attack consists of packets from the client and numbers of replies to deliver.
 Attack = list[bytes | int]
 
 packets = st.lists(tokens | st.binary(max_size=4), min_size=1, max_size=6).map(b"".join)
@@ -119,7 +119,7 @@ attacks: SearchStrategy[Attack] = st.lists(
 
 
 def attack(network: Network, steps: Attack) -> None:
-    """Play an attack to its end, and see whether it opened a door."""
+    """Play an attack to its end, then probe whether an XCLIENT gets through now."""
     for step in steps:
         if isinstance(step, bytes):
             network.send(step)
@@ -130,31 +130,32 @@ def attack(network: Network, steps: Attack) -> None:
         network.send(probe)
 
 
-def is_not_abused(kind: Kind, steps: Attack) -> None:
+def resists(kind: Kind, steps: Attack) -> None:
+    """Check that an attack fails on a kind of server."""
     network = Network(kind)
     attack(network, steps)
     assert network.backend.abused == []
 
 
-# Attacks that a guard with one rule less would let through, each for a kind or two.
+# Each of these attacks would succeed, on some kind of server, if the guard had one rule less.
 
 ENVELOPE = b"MAIL FROM:<a@a.example>\r\nRCPT TO:<b@b.example>\r\n"
 ATTACKS: dict[str, Attack] = {
-    "plainly": [b"EHLO c\r\n", 1, XCLIENT],
-    "pipelined behind everything": [
+    "after EHLO": [b"EHLO c\r\n", 1, XCLIENT],
+    "pipelined after everything": [
         b"EHLO c\r\n" + XCLIENT + b"NOOP\r\n" + XCLIENT + b"FOO\r\n" + XCLIENT
     ],
-    "as early content": [ENVELOPE + b"DATA\r\n" + XCLIENT + b".\r\n", 100],
-    "behind a refused DATA": [b"DATA\r\n" + XCLIENT, 100],
-    "behind a DATA refused for its form": [ENVELOPE + b" DATA\r\n" + XCLIENT, 100],
+    "as content before the 354": [ENVELOPE + b"DATA\r\n" + XCLIENT + b".\r\n", 100],
+    "after a refused DATA": [b"DATA\r\n" + XCLIENT, 100],
+    "after a DATA refused for its form": [ENVELOPE + b" DATA\r\n" + XCLIENT, 100],
     "as an AUTH answer": [b"AUTH PLAIN\r\n", 1, XCLIENT, 100],
     "as a second AUTH answer": [b"AUTH LOGIN\r\n", 1, b"a\r\n", 1, XCLIENT, 100],
-    "as a payload": [b"BDAT 24\r\n" + XCLIENT, 100],
-    "as a payload of a size that is none": [b"BDAT 0x18\r\n" + XCLIENT, 100],
+    "as the payload of BDAT": [b"BDAT 24\r\n" + XCLIENT, 100],
+    "as the payload of BDAT with a malformed size": [b"BDAT 0x18\r\n" + XCLIENT, 100],
     "inside TLS": [b"EHLO c\r\n", 1, b"STARTTLS\r\n", 1, XCLIENT, 100],
-    "behind a refused STARTTLS": [b"STARTTLS\r\n" + XCLIENT, 100],
+    "after a refused STARTTLS": [b"STARTTLS\r\n" + XCLIENT, 100],
     **{
-        f"behind {dot!r} in content": [
+        f"after {dot!r} in content": [
             ENVELOPE + b"DATA\r\n",
             100,
             b"x" + dot + XCLIENT,
@@ -162,10 +163,15 @@ ATTACKS: dict[str, Attack] = {
         ]
         for dot in DOTS
     },
-    "behind a dot that opens content": [ENVELOPE + b"DATA\r\n", 100, b".\n" + XCLIENT],
-    "in the next content, where commands stand": [
-        # The server ends at the odd dot and takes the DATA behind it; the client waits for
-        # one reply after the other, until content is read where commands are executed.
+    "after an odd dot as the first line of content": [
+        ENVELOPE + b"DATA\r\n",
+        100,
+        b".\n" + XCLIENT,
+    ],
+    "in the next content where the server reads commands": [
+        # The server ends the content at the odd dot and executes the DATA that follows.  The
+        # client then waits for single replies until the guard sees content where the server
+        # sees commands.
         ENVELOPE + b"DATA\r\n",
         100,
         b"x\n.\n" + ENVELOPE + b"DATA\r\n" + b"y\r\n.\r\n",
@@ -179,7 +185,7 @@ ATTACKS: dict[str, Attack] = {
         b"z\r\n" + XCLIENT,
         100,
     ],
-    "by a DATA whose 354 is another's": [
+    "after a 354 that answers another DATA": [
         b"FOO\r\n",
         1,
         ENVELOPE + b"DATA\r\n",
@@ -190,7 +196,7 @@ ATTACKS: dict[str, Attack] = {
         100,
         XCLIENT,
     ],
-    "by a proof that is an unknown verb's second reply": [
+    "with the second reply to an unknown verb as the proof": [
         b"FOO\r\n",
         1,
         b"EHLO c\r\n",
@@ -201,7 +207,7 @@ ATTACKS: dict[str, Attack] = {
         100,
         XCLIENT,
     ],
-    "by a proof that is a known verb's second reply": [
+    "with the second reply to a known verb as the proof": [
         b" NOOP\r\n",
         1,
         b"EHLO c\r\n",
@@ -210,7 +216,7 @@ ATTACKS: dict[str, Attack] = {
         100,
         XCLIENT,
     ],
-    "by a proof that an EHLO in another form gives": [
+    "with the reply to an EHLO in an odd form as the proof": [
         b" EHLO c\r\n",
         1,
         b"EHLO c\r\n",
@@ -219,14 +225,14 @@ ATTACKS: dict[str, Attack] = {
         100,
         XCLIENT,
     ],
-    "by a proof that another command gives": [
+    "with the reply to another command as the proof": [
         b"EXPN SIZE\r\nEHLO c\r\n",
         1,
         b"STARTTLS\r\n" + XCLIENT,
         100,
         XCLIENT,
     ],
-    "by a proof that is smuggled": [
+    "with the reply to a smuggled command as the proof": [
         ENVELOPE + b"DATA\r\n",
         100,
         b"x\n.\nEXPN SIZE\r\n",
@@ -237,7 +243,7 @@ ATTACKS: dict[str, Attack] = {
         100,
         XCLIENT,
     ],
-    "by a proof in an AUTH dialogue": [
+    "with a reply in an AUTH dialogue as the proof": [
         b"AUTH LOGIN\r\n",
         1,
         b"EXPN SIZE\r\nEHLO c\r\n",
@@ -256,7 +262,7 @@ ATTACKS: dict[str, Attack] = {
         b"x" * 16_384 + XCLIENT,
         100,
     ],
-    "at the end of a split line of content that is none": [
+    "at the end of a split line that only the guard takes for content": [
         ENVELOPE + b"DATA\r\n",
         100,
         b"x\n.\n" + b"x" * 16_384 + XCLIENT,
@@ -266,7 +272,7 @@ ATTACKS: dict[str, Attack] = {
         f"spelled {spelling[-30:]!r}": [b"EHLO c\r\n", 1, spelling, 100]
         for spelling in SPELLINGS + UGLY_SPELLINGS
     },
-    "by a relaxed mode that outlives its reason": [
+    "after an EHLO made the session relaxed and the right came back": [
         b"AUTH PLAIN\r\n",
         1,
         GOOD_ANSWER + b"\r\n",
@@ -280,44 +286,47 @@ ATTACKS: dict[str, Attack] = {
 }
 
 
-def at_its_own_pace(steps: Attack) -> Attack:
+def unpaced(steps: Attack) -> Attack:
     return steps
 
 
-def behind_by(replies_owed: int, steps: Attack) -> Attack:
-    """Let each reply through only when so many steps have followed."""
+def with_late_replies(delay: int, steps: Attack) -> Attack:
+    """Deliver each reply only after *delay* more packets."""
     paced: Attack = []
     for number, step in enumerate(step for step in steps if isinstance(step, bytes)):
         paced.append(step)
-        if number >= replies_owed:
+        if number >= delay:
             paced.append(1)
     return paced
 
 
 PACES: dict[str, Callable[[Attack], Attack]] = {
-    "at its own pace": at_its_own_pace,
-    **{f"{count} replies behind": partial(behind_by, count) for count in (0, 1, 2, 99)},
+    "at its own pace": unpaced,
+    **{
+        f"replies delayed by {count}": partial(with_late_replies, count)
+        for count in (0, 1, 2, 99)
+    },
 }
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("steps", ATTACKS.values(), ids=ATTACKS.keys())
-def test_known_attacks_fail_on_every_kind_of_server(steps: Attack, kind: Kind) -> None:
+def test_known_attack_fails_on_every_kind_of_server(steps: Attack, kind: Kind) -> None:
     for pace in PACES.values():
-        is_not_abused(kind, pace(steps))
-        is_not_abused(kind, pace([b"EHLO c\r\n", 100, *steps]))
+        resists(kind, pace(steps))
+        resists(kind, pace([b"EHLO c\r\n", 100, *steps]))
 
 
 @settings(max_examples=2 * settings().max_examples)
 @given(st.sampled_from(KINDS), attacks)
-def test_no_client_is_ever_obeyed_while_the_server_keeps_the_right(
+def test_no_generated_attack_succeeds_while_the_server_keeps_the_right(
     kind: Kind, steps: Attack
 ) -> None:
-    is_not_abused(kind, steps)
+    resists(kind, steps)
 
 
 def random_attack(chance: random.Random) -> Attack:
-    """Make up an attack, from patient to hasty."""
+    """Return a random attack by a client that is anything from patient to hasty."""
     patience = chance.random()
     steps: Attack = []
     for _ in range(chance.randint(5, 40)):
@@ -331,7 +340,7 @@ def random_attack(chance: random.Random) -> Attack:
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_hundreds_of_random_attacks_fail(kind: Kind) -> None:
-    # Much faster than the same by Hypothesis, which finds shorter ones.
+    # This is much faster than Hypothesis, which in turn finds shorter attacks.
     for seed in range(400):
         steps = random_attack(random.Random(seed))
         network = Network(kind)
@@ -339,11 +348,11 @@ def test_hundreds_of_random_attacks_fail(kind: Kind) -> None:
         assert network.backend.abused == [], (seed, steps)
 
 
-# Any split of the client's octets.
+# The client's bytes may be split in any way.
 
 
 def trace(kind: Kind, steps: Attack, cut: Callable[[bytes], Iterator[bytes]]) -> object:
-    """Return all that can be seen of a guard, step by step."""
+    """Return everything that a guard shows after each step."""
     network, seen = Network(kind), []
     for step in steps:
         for piece in cut(step) if isinstance(step, bytes) else ():
@@ -370,7 +379,7 @@ def whole(octets: bytes) -> Iterator[bytes]:
     yield octets
 
 
-def octet_by_octet(octets: bytes) -> Iterator[bytes]:
+def byte_by_byte(octets: bytes) -> Iterator[bytes]:
     for i in range(len(octets)):
         yield octets[i : i + 1]
 
@@ -383,13 +392,13 @@ def at_random(chance: random.Random, octets: bytes) -> Iterator[bytes]:
 
 
 @given(st.sampled_from(KINDS), attacks, st.integers(0, 2**32))
-def test_the_split_of_the_clients_octets_changes_nothing(
+def test_splitting_the_clients_input_differently_changes_nothing(
     kind: Kind, steps: Attack, seed: int
 ) -> None:
     expected = trace(kind, steps, whole)
     assert trace(kind, steps, partial(at_random, random.Random(seed))) == expected
     if all(len(step) < 1000 for step in steps if isinstance(step, bytes)):
-        assert trace(kind, steps, octet_by_octet) == expected
+        assert trace(kind, steps, byte_by_byte) == expected
 
 
 # Ordinary clients.
@@ -397,11 +406,11 @@ def test_the_split_of_the_clients_octets_changes_nothing(
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What a client sends of a dialogue: a command, or content."""
+    """A command or content that a client sends."""
 
     octets: bytes
-    waits: bool = False  # for all replies, as the protocol or good sense has it
-    refused: bytes = b""  # by us, with this reply
+    waits: bool = False  # the client waits for all replies before it goes on
+    refused: bytes = b""  # our own reply, if we refuse it
 
 
 MAIL = Line(b"MAIL FROM:<a@a.example>\r\n")
@@ -434,7 +443,7 @@ content_lines = st.lists(st.sampled_from(WORDS), max_size=4).map(b"".join)
 
 @st.composite
 def contents(draw: DrawFn, line_ends: list[bytes]) -> bytes:
-    """Return a message, its dots doubled, and the end of it."""
+    """Return a message with doubled dots, and the end of content."""
     lines = draw(st.lists(content_lines, max_size=6))
     ends = [draw(st.sampled_from(line_ends)) for _ in lines]
     stuffed = [
@@ -471,7 +480,7 @@ logins = st.sampled_from(
 
 @st.composite
 def dialogues(draw: DrawFn, *, relaxed: bool) -> list[Line]:
-    """Return what a client sends that keeps to the protocol."""
+    """Return what a client sends that follows the protocol."""
     parts = [
         st.sampled_from(ORDINARY + REFUSED).map(lambda line: [line]),
         messages([b"\r\n", b"\n"] if relaxed else [b"\r\n"]),
@@ -488,8 +497,8 @@ def dialogues(draw: DrawFn, *, relaxed: bool) -> list[Line]:
     return lines
 
 
-def offers_less(raw: bytes, *keywords: bytes) -> bytes:
-    """Return an EHLO reply without some of what it offers."""
+def without_keywords(raw: bytes, *keywords: bytes) -> bytes:
+    """Return an EHLO reply without the lines that offer *keywords*."""
     first, *rest = [line[4:] for line in raw.split(b"\r\n")[:-1]]
     kept = [first, *(line for line in rest if line.split()[0] not in keywords)]
     inner = b"".join(b"250-%s\r\n" % line for line in kept[:-1])
@@ -497,7 +506,7 @@ def offers_less(raw: bytes, *keywords: bytes) -> bytes:
 
 
 def converse(network: Network, lines: list[Line], chance: random.Random) -> None:
-    """Play a dialogue: lines in pieces of any size, replies at any time they may come."""
+    """Play a dialogue with lines in pieces of any size, and replies at any possible time."""
     burst = b""
     for line in [*lines, Line(b"", waits=True)]:
         burst += line.octets
@@ -514,10 +523,10 @@ def converse(network: Network, lines: list[Line], chance: random.Random) -> None
             network.deliver_all()
 
 
-def without_network(
+def without_guard(
     kind: Kind, lines: list[Line], *hidden: bytes
 ) -> tuple[bytes, bytes, list[bytes]]:
-    """Return what must arrive at the backend and at the client, and the messages."""
+    """Return what must arrive at the backend and at the client, and the accepted messages."""
     backend, at_backend, at_client = Backend(kind), b"", b""
     for line in lines:
         if line.refused:
@@ -527,18 +536,18 @@ def without_network(
         backend.feed(line.octets)
         for reply in backend.replies:
             is_offer = line.octets.startswith(b"EHLO")
-            at_client += offers_less(reply, *hidden) if is_offer else reply
+            at_client += without_keywords(reply, *hidden) if is_offer else reply
         backend.replies.clear()
     return at_backend, at_client, backend.messages
 
 
-def arrives(
+def arrives_unchanged(
     kind: Kind, lines: list[Line], seed: int, rules: Rules, *hidden: bytes
 ) -> Guard:
-    """Check that a dialogue arrives as it was sent, but for what is refused and hidden."""
+    """Check that a dialogue arrives unchanged, except for what we refuse and hide."""
     network = Network(kind, rules)
     converse(network, lines, random.Random(seed))
-    at_backend, at_client, sent = without_network(kind, lines, *hidden)
+    at_backend, at_client, sent = without_guard(kind, lines, *hidden)
     assert network.at_backend == at_backend
     assert network.at_client == at_client
     assert network.backend.messages == sent
@@ -551,32 +560,32 @@ def arrives(
 
 seeds = st.integers(0, 2**32)
 POLITE = [kind for kind in ORDERLY if kind.needs_recipient]
-# All of them, as if they judged the client by its own address.
+# All of them, as if they judged the client by the client's own address.
 DROPPING = [replace(kind, keeps_right=False, bdat=Bdat.TAKE) for kind in POLITE]
 KEEPING = [kind for kind in POLITE if kind.keeps_right]
 
 
 @given(st.sampled_from(DROPPING), dialogues(relaxed=True), seeds)
-def test_relaxed_all_arrives_and_what_is_refused_is_answered_in_its_place(
+def test_relaxed_dialogue_arrives_unchanged_with_refusals_in_their_place(
     kind: Kind, lines: list[Line], seed: int
 ) -> None:
-    guard = arrives(kind, lines, seed, Rules(), b"XCLIENT", b"XFORWARD")
+    guard = arrives_unchanged(kind, lines, seed, Rules(), b"XCLIENT", b"XFORWARD")
     assert guard.mode is not Mode.STRICT
     tls = any(line.octets == b"STARTTLS\r\n" for line in lines)
     assert guard.is_opaque is tls
 
 
 @given(st.sampled_from(KEEPING), dialogues(relaxed=False), seeds)
-def test_strict_all_arrives_and_what_is_refused_is_answered_in_its_place(
+def test_strict_dialogue_arrives_unchanged_with_refusals_in_their_place(
     kind: Kind, lines: list[Line], seed: int
 ) -> None:
     rules = Rules(allow_plaintext_auth=True)
     hidden = (b"XCLIENT", b"XFORWARD", b"CHUNKING", b"STARTTLS")
-    guard = arrives(kind, lines, seed, rules, *hidden)
+    guard = arrives_unchanged(kind, lines, seed, rules, *hidden)
     assert guard.mode is Mode.STRICT
 
 
-# Octets of any kind.
+# Arbitrary bytes from both sides.
 
 any_octets = st.one_of(
     tokens,
@@ -588,7 +597,7 @@ any_octets = st.one_of(
 
 
 @given(st.lists(st.tuples(st.sampled_from("cbxde"), any_octets), max_size=40))
-def test_nothing_but_a_backends_failure_is_ever_raised(
+def test_arbitrary_input_raises_nothing_but_a_backend_error(
     events: list[tuple[str, bytes]],
 ) -> None:
     guard = Guard(Rules())
@@ -614,7 +623,7 @@ def test_nothing_but_a_backends_failure_is_ever_raised(
 
 @settings(max_examples=30)
 @given(st.lists(tokens, min_size=1, max_size=5), st.booleans())
-def test_what_is_held_is_bounded_whatever_a_client_sends_without_end(
+def test_what_the_guard_holds_is_bounded_for_every_endless_input(
     words: list[bytes], relaxed: bool
 ) -> None:
     network = Network(replace(KINDS[0], keeps_right=not relaxed))

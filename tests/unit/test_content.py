@@ -1,4 +1,4 @@
-"""The end of content, and every spelling of a lone dot that some server takes for it."""
+"""The end of content, and every lone dot that some server may take for it."""
 
 import re
 from itertools import product
@@ -7,12 +7,12 @@ import pytest
 
 from proxyshim.smtp.content import ContentScanner, Dot
 
-# One dot at a line's start and behind it nothing but white space and NUL: perhaps the end.
+# A line that consists of a dot and then only white space and NULs may be the end.
 LONE_DOT = re.compile(rb"(?:\A|(?<=\n))\.[ \t\v\f\r\0]*\n")
 
 
 def dots_of(pieces: list[bytes]) -> list[tuple[int, Dot]]:
-    """Return where a lone dot's line ends, and which kind it is: each end, the first odd one."""
+    """Return where each END and the first ODD dot ends, as the scanner reports them."""
     scanner, base, found = ContentScanner(), 0, []
     for piece in pieces:
         position = 0
@@ -27,7 +27,7 @@ def dots_of(pieces: list[bytes]) -> list[tuple[int, Dot]]:
 
 
 def expected_dots(content: bytes) -> list[tuple[int, Dot]]:
-    """Return the same by a pattern over all of the content."""
+    """Return the same, found by a pattern in the whole content."""
     dots = [
         (found.end(), Dot.END if is_exact(content, found) else Dot.ODD)
         for found in LONE_DOT.finditer(content)
@@ -42,7 +42,7 @@ def is_exact(content: bytes, found: re.Match[bytes]) -> bool:
 
 
 def scans(content: bytes) -> list[Dot]:
-    """Check *content* whole, cut at every octet, one octet at a time; return its dots."""
+    """Check *content* whole, cut at every byte, and byte by byte; return its dots."""
     expected = expected_dots(content)
     for cut in range(len(content)):
         assert dots_of([content[:cut], content[cut:]]) == expected
@@ -65,32 +65,32 @@ DOTS = {
     "CRLF.TAB LF": (b"a\r\n.\t\n", [Dot.ODD]),
     "CRLF.VT FF CRLF": (b"a\r\n.\v\f\r\n", [Dot.ODD]),
     "a long row of blanks": (b"\r\n." + b" " * 300 + b"\r\n", [Dot.ODD]),
-    "one behind the other": (b".\n.\n.\r\n\r\n.\r\n", [Dot.ODD, Dot.END]),
+    "several in a row": (b".\n.\n.\r\n\r\n.\r\n", [Dot.ODD, Dot.END]),
     "CR.CR": (b"a\r.\r\n", []),
     "CR.CRLF": (b"a\r.\r\n", []),
     "CRLF.CR x": (b"a\r\n.\rx\r\n", []),
     "two dots": (b"a\r\n..\r\n", []),
     "a dot and text": (b"a\r\n.a\r\n", []),
     "SP.CRLF": (b"a\r\n .\r\n", []),
-    "not ended": (b"a\r\n.\r", []),
+    "an unfinished line": (b"a\r\n.\r", []),
     "dots in lines": (b"a.b.c\r\n.a.b.\r\n...\r\n", []),
     "nothing": (b"", []),
 }
 
 
 @pytest.mark.parametrize(("content", "dots"), DOTS.values(), ids=DOTS.keys())
-def test_lone_dots_are_found_in_any_split(content: bytes, dots: list[Dot]) -> None:
+def test_scanner_finds_lone_dots_in_any_split(content: bytes, dots: list[Dot]) -> None:
     assert scans(content) == dots
 
 
-def test_every_short_content_is_read_as_the_pattern_says() -> None:
+def test_scanner_agrees_with_the_pattern_on_every_short_content() -> None:
     for octets in product(b".\r\na\0", repeat=5):
         content = bytes(octets)
         assert dots_of([content]) == expected_dots(content)
         assert dots_of([content[i : i + 1] for i in range(5)]) == expected_dots(content)
 
 
-def test_a_lone_dot_is_found_behind_much_content() -> None:
+def test_scanner_finds_a_lone_dot_after_much_content() -> None:
     content = b"all work and no play. \r\n" * 3000 + b".\r\n"
     pieces = [content[i : i + 1460] for i in range(0, len(content), 1460)]
     assert dots_of(pieces) == [(len(content), Dot.END)]

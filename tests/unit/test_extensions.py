@@ -1,4 +1,4 @@
-"""The EHLO reply: what it offers, and hiding some of it."""
+"""The EHLO reply: reading what it offers, and hiding some of it."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def hidden(raw: bytes, *keywords: bytes) -> bytes:
     return hide(Reply(250, raw), frozenset(keywords))
 
 
-def test_keywords_and_their_parameters_are_read() -> None:
+def test_all_extensions_of_postfix_are_read() -> None:
     assert offered(POSTFIX) == {
         b"PIPELINING": b"",
         b"SIZE": b"10240000",
@@ -41,12 +41,12 @@ READ = {
     "one line offers nothing": (b"250 XCLIENT\r\n", {}),
     "any case": (b"250-mx\r\n250 xClient addr\r\n", {b"XCLIENT": b"addr"}),
     "bare LF": (b"250-mx\n250-A\n250 B c\n", {b"A": b"", b"B": b"c"}),
-    "blanks before and behind": (
+    "blanks before and after": (
         b"250-mx\r\n250- \tA  b \t\r\n250 B\r\n",
         {b"A": b"b", b"B": b""},
     ),
     "an equals sign": (b"250-mx\r\n250 AUTH=PLAIN x\r\n", {b"AUTH": b"PLAIN x"}),
-    "the first of repeated ones": (
+    "the first of repeated keywords counts": (
         b"250-mx\r\n250-A 1\r\n250 a 2\r\n",
         {b"A": b"1"},
     ),
@@ -59,49 +59,57 @@ READ = {
 
 
 @pytest.mark.parametrize(("raw", "expected"), READ.values(), ids=READ.keys())
-def test_extensions_are_read(raw: bytes, expected: dict[bytes, bytes]) -> None:
+def test_extensions_are_read_from_an_ehlo_reply(
+    raw: bytes, expected: dict[bytes, bytes]
+) -> None:
     assert offered(raw) == expected
     assert read_keywords(Reply(250, raw)) == frozenset(expected)
 
 
 HIDDEN = {
-    "in the middle": (
+    "a keyword in the middle": (
         b"250-mx\r\n250-XCLIENT ADDR\r\n250 SIZE\r\n",
         b"250-mx\r\n250 SIZE\r\n",
     ),
-    "the last": (
+    "the last keyword": (
         b"250-mx\r\n250-SIZE 5\r\n250 XCLIENT ADDR\r\n",
         b"250-mx\r\n250 SIZE 5\r\n",
     ),
-    "the last two": (
+    "the last two keywords": (
         b"250-mx\r\n250-SIZE\r\n250-XFORWARD\r\n250 XCLIENT\r\n",
         b"250-mx\r\n250 SIZE\r\n",
     ),
-    "all": (b"250-mx hi\r\n250-XFORWARD\r\n250 XCLIENT\r\n", b"250 mx hi\r\n"),
-    "never the first": (
+    "all keywords": (b"250-mx hi\r\n250-XFORWARD\r\n250 XCLIENT\r\n", b"250 mx hi\r\n"),
+    "the first line is never hidden": (
         b"250-XCLIENT mx\r\n250 XCLIENT\r\n",
         b"250 XCLIENT mx\r\n",
     ),
-    "in any case": (b"250-mx\r\n250-xclient\r\n250 A\r\n", b"250-mx\r\n250 A\r\n"),
-    "with an equals sign": (
+    "a keyword in any case": (
+        b"250-mx\r\n250-xclient\r\n250 A\r\n",
+        b"250-mx\r\n250 A\r\n",
+    ),
+    "a keyword with an equals sign": (
         b"250-mx\r\n250-XCLIENT=ADDR\r\n250 A\r\n",
         b"250-mx\r\n250 A\r\n",
     ),
-    "each time": (
+    "a repeated keyword": (
         b"250-mx\r\n250-XCLIENT\r\n250-A\r\n250 XCLIENT\r\n",
         b"250-mx\r\n250 A\r\n",
     ),
-    "not a longer word": (
+    "a longer word is not hidden": (
         b"250-mx\r\n250-XCLIENTS\r\n250 X-XCLIENT XCLIENT\r\n",
         b"250-mx\r\n250-XCLIENTS\r\n250 X-XCLIENT XCLIENT\r\n",
     ),
-    "line ends stay": (b"250-mx\n250-A b \n250 XCLIENT\r\n", b"250-mx\n250 A b \n"),
+    "line ends do not change": (
+        b"250-mx\n250-A b \n250 XCLIENT\r\n",
+        b"250-mx\n250 A b \n",
+    ),
     "an empty line may become the last": (
         b"250-mx\r\n250-\r\n250 XCLIENT\r\n",
         b"250-mx\r\n250 \r\n",
     ),
     "nothing to hide": (b"250-mx\r\n250 A\r\n", b"250-mx\r\n250 A\r\n"),
-    "one line": (b"250 XCLIENT\r\n", b"250 XCLIENT\r\n"),
+    "a reply of one line": (b"250 XCLIENT\r\n", b"250 XCLIENT\r\n"),
     "a bare CR ends no line": (
         b"250-mx\r250-XCLIENT\r\n250 XCLIENT\r\n",
         b"250 mx\r250-XCLIENT\r\n",
@@ -110,5 +118,5 @@ HIDDEN = {
 
 
 @pytest.mark.parametrize(("raw", "expected"), HIDDEN.values(), ids=HIDDEN.keys())
-def test_keywords_are_hidden(raw: bytes, expected: bytes) -> None:
+def test_keywords_are_hidden_in_an_ehlo_reply(raw: bytes, expected: bytes) -> None:
     assert hidden(raw, b"XCLIENT", b"XFORWARD") == expected

@@ -1,4 +1,4 @@
-"""A check-only session: a health check sees that the backend lives, and nothing else."""
+"""Check-only sessions: a health check may see that the backend is alive, and nothing else."""
 
 import pytest
 
@@ -13,7 +13,7 @@ RULES = Rules(
 )
 
 CHECKS = {
-    "the five commands pass": """
+    "the five permitted commands pass": """
         C> EHLO c
 
         B< 250-mx
@@ -37,7 +37,7 @@ CHECKS = {
         B< 221 bye
         :: idle backend-quitting
         """,
-    "nothing makes it relaxed": """
+    "an EHLO reply without XCLIENT does not make the session relaxed": """
         C> EHLO c
 
         B< 250-mx
@@ -45,18 +45,18 @@ CHECKS = {
         B< 250 SIZE
         :: strict
         """,
-    "XCLIENT is answered as ever": """
+    "XCLIENT is refused as in any session": """
         C| XCLIENT ADDR=127.0.0.1
         <- {NOT_AUTHORIZED}
         :: refused xclient_injected
         """,
-    "PROXY too": """
+    "PROXY ends the session as in any session": """
         C| PROXY TCP4 127.0.0.1 127.0.0.1 1 25
         <- {PROXY_UNWELCOME}
         :: refused proxy_injected
         END proxy_injected
         """,
-    "a refusal does not overtake": """
+    "a refusal does not overtake an owed reply": """
         C> NOOP
         C| MAIL FROM:<>
         C| QUIT
@@ -66,7 +66,7 @@ CHECKS = {
         <- {NO_CLIENT_ADDRESS}
         END no_client_address
         """,
-    "control octets end it": """
+    "control octets end the session": """
         C| "NOOP\\x00\\r\\n"
         <- {CONTROL_OCTET}
         END control_octet
@@ -91,12 +91,14 @@ REFUSED = (
 
 
 @table(CHECKS)
-def test_a_health_check(transcript: str) -> None:
+def test_check_only_session(transcript: str) -> None:
     plays(transcript, RULES)
 
 
 @pytest.mark.parametrize("command", REFUSED)
-def test_any_other_command_ends_the_session_with_the_reason(command: str) -> None:
+def test_any_other_command_ends_a_check_only_session_with_its_reason(
+    command: str,
+) -> None:
     plays(
         f"""
         C| {command}

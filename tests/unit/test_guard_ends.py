@@ -1,4 +1,4 @@
-"""Ends: whose word is the last, what is still delivered, and what is bounded."""
+"""How sessions end: which reply is the last, what is still delivered, and what is bounded."""
 
 from collections.abc import Callable
 
@@ -8,17 +8,17 @@ from proxyshim.errors import BackendError, Reason
 from proxyshim.smtp import replies
 from proxyshim.smtp.dialogue import MAX_OWED
 from proxyshim.smtp.guard import MAX_HELD_OCTETS, Guard, Mode, Rules, Transaction
-from proxyshim.smtp.relaxed import MAX_UNSETTLED_OCTETS
+from proxyshim.smtp.relaxed import MAX_KEPT_OCTETS
 from tests.unit.transcripts import CONTENT, RELAXED, STRICT, plays, table
 
 DRAIN = {
-    "between commands": """
+    "a drain between commands ends the session at once": """
         !! drain
         <- {SHUTTING_DOWN}
         :: can-quit
         END shutdown
         """,
-    "behind what is owed": """
+    "a drain waits for the replies that are owed": """
         C> NOOP
         C> RSET
 
@@ -32,7 +32,7 @@ DRAIN = {
         :: can-quit
         END shutdown
         """,
-    "the client is not heard any more": """
+    "after a drain began the client is not read any more": """
         C> NOOP
 
         !! drain
@@ -49,7 +49,7 @@ DRAIN = {
         B| 221 bye
         END shutdown
         """,
-    "what was held never passes": """
+    "after a drain began what was held never passes": """
         C> NOOP
         C| EHLO c
 
@@ -62,7 +62,7 @@ DRAIN = {
         <- {SHUTTING_DOWN}
         END shutdown
         """,
-    "behind a final dot": CONTENT
+    "a drain waits for the reply to a final dot": CONTENT
     + """
         C> .
 
@@ -74,7 +74,7 @@ DRAIN = {
         :: idle accepted=1 can-quit
         END shutdown
         """,
-    "behind a reply of ours": """
+    "a drain waits for our own reply": """
         C> NOOP
         C| XCLIENT
         :: refused xclient_injected
@@ -86,7 +86,7 @@ DRAIN = {
         <- {SHUTTING_DOWN}
         END shutdown
         """,
-    "in content a QUIT would be content": CONTENT
+    "a drain in content ends the session without QUIT": CONTENT
     + """
         C> Subject: a
 
@@ -95,7 +95,7 @@ DRAIN = {
         :: cannot-quit
         END shutdown
         """,
-    "the first of two counts": """
+    "the second of two drains changes nothing": """
         !! drain
         <- {SHUTTING_DOWN}
         END shutdown
@@ -103,7 +103,7 @@ DRAIN = {
         !! drain
         END shutdown
         """,
-    "the backend goes while a reply is owed": """
+    "a drain ends when the backend closes while a reply is owed": """
         C> NOOP
         C> RSET
 
@@ -119,12 +119,12 @@ DRAIN = {
 }
 
 BACKEND_CLOSES = {
-    "without a word": """
+    "without any reply": """
         !! the backend closes
         <- {BACKEND_LOST}
         END backend_closed
         """,
-    "one reply of ours stands for all that are owed": """
+    "one reply of our own replaces all that are owed": """
         C> MAIL FROM:<>
         C> RCPT TO:<b@b.example>
         C| XCLIENT
@@ -145,7 +145,7 @@ BACKEND_CLOSES = {
         <- {BACKEND_LOST}
         END backend_closed
         """,
-    "in content": CONTENT
+    "in the middle of content": CONTENT
     + """
         C> Subject: a
 
@@ -154,7 +154,7 @@ BACKEND_CLOSES = {
         :: cannot-quit
         END backend_closed
         """,
-    "before the answer to a final dot": CONTENT
+    "before the reply to a final dot": CONTENT
     + """
         C> .
 
@@ -163,7 +163,7 @@ BACKEND_CLOSES = {
         :: accepted=0
         END backend_closed
         """,
-    "behind the client's own end": """
+    "after the client closed": """
         C> NOOP
 
         !! the client closes
@@ -172,7 +172,7 @@ BACKEND_CLOSES = {
 
         !! the backend closes
         """,
-    "behind the client's own end while a reply is owed": """
+    "after the client closed but a reply is owed": """
         C> NOOP
 
         !! the client closes
@@ -181,14 +181,14 @@ BACKEND_CLOSES = {
         <- {BACKEND_LOST}
         END backend_closed
         """,
-    "behind a 221": """
+    "after a 221": """
         C> QUIT
 
         B< 221 bye
 
         !! the backend closes
         """,
-    "behind a 421": """
+    "after a 421": """
         C> MAIL FROM:<>
 
         B< 421 too many connections
@@ -198,7 +198,7 @@ BACKEND_CLOSES = {
 }
 
 TIMEOUT = {
-    "a reply does not come": """
+    "no reply comes": """
         C> NOOP
         :: awaits-backend
 
@@ -206,7 +206,7 @@ TIMEOUT = {
         <- {BACKEND_LOST}
         END backend_timeout
         """,
-    "behind an end of ours": """
+    "no reply comes after we decided to end the session": """
         C> NOOP
         C| PROXY UNKNOWN
         :: refused proxy_injected
@@ -219,7 +219,7 @@ TIMEOUT = {
 }
 
 CLIENT_CLOSES = {
-    "all it sent was sent on": """
+    "everything that it sent was forwarded": """
         C> QUIT
 
         !! the client closes
@@ -227,7 +227,7 @@ CLIENT_CLOSES = {
 
         B< 221 bye
         """,
-    "what waits is still sent on": """
+    "held lines are still forwarded": """
         C> EHLO c
         C| NOOP
         C| "RSE"
@@ -242,7 +242,7 @@ CLIENT_CLOSES = {
         B< 250 ok
         :: can-quit
         """,
-    "content that was not ended stays so": CONTENT
+    "unfinished content is never completed": CONTENT
     + """
         C> "Subject: a\\r\\n.\\r"
 
@@ -252,11 +252,11 @@ CLIENT_CLOSES = {
 }
 
 CAN_QUIT = {
-    "behind an EHLO's reply": STRICT + ":: can-quit",
+    "after the reply to EHLO": STRICT + ":: can-quit",
     "not while a reply is owed": "C> NOOP\n:: cannot-quit",
     "not in content": CONTENT + ":: cannot-quit",
     "in an envelope": "C> MAIL FROM:<>\n\nB< 250 ok\n:: envelope can-quit",
-    "not for an AUTH answer": STRICT
+    "not where an AUTH answer is expected": STRICT
     + """
         C> AUTH LOGIN
 
@@ -268,9 +268,9 @@ CAN_QUIT = {
         :: cannot-quit
         END shutdown
         """,
-    "not in a line that passed in part": RELAXED + 'C> "NOO"\n:: cannot-quit',
+    "not in a line that was forwarded in part": RELAXED + 'C> "NOO"\n:: cannot-quit',
     "not in a chunk": RELAXED + 'C> "BDAT 3\\r\\na"\n\nB< 503 no\n:: cannot-quit',
-    "not behind a lost step": """
+    "not after a reply out of place": """
         C> RCPT TO:<b@b.example>
 
         B< 354 go on
@@ -281,14 +281,14 @@ CAN_QUIT = {
 }
 
 TRANSACTION = {
-    "MAIL begins one": """
+    "MAIL begins a transaction": """
         C> MAIL FROM:<>
         :: envelope
 
         B< 250 ok
         :: envelope
         """,
-    "a refused MAIL does not": """
+    "a refused MAIL begins none": """
         C> MAIL FROM:<>
 
         B< 550 no
@@ -302,7 +302,7 @@ TRANSACTION = {
         B< 503 nested
         :: envelope
         """,
-    "a refused one before another": """
+    "a refused MAIL before another MAIL": """
         C> MAIL FROM:<>
         C> MAIL FROM:<>
 
@@ -311,7 +311,7 @@ TRANSACTION = {
         B< 250 ok
         :: envelope
         """,
-    "RSET ends it": """
+    "RSET ends a transaction": """
         C> MAIL FROM:<>
         C> RSET
 
@@ -333,7 +333,7 @@ TRANSACTION = {
         B< 550 no
         :: idle
         """,
-    "EHLO ends it": """
+    "EHLO ends a transaction": """
         C> MAIL FROM:<>
 
         B< 250 ok
@@ -344,7 +344,7 @@ TRANSACTION = {
         B< 250 mx
         :: idle
         """,
-    "a refused DATA does not": """
+    "a refused DATA does not end a transaction": """
         C> MAIL FROM:<>
         C> DATA
 
@@ -352,7 +352,7 @@ TRANSACTION = {
         B< 554 no valid recipients
         :: envelope
         """,
-    "a whole one": CONTENT
+    "a whole transaction": CONTENT
     + """
         C> Subject: a
         :: content accepted=0
@@ -363,7 +363,7 @@ TRANSACTION = {
         B< 250 queued
         :: idle accepted=1
         """,
-    "two of them": CONTENT
+    "two transactions": CONTENT
     + """
         C> .
 
@@ -381,36 +381,38 @@ TRANSACTION = {
 
 
 @table(DRAIN)
-def test_an_end_of_ours_overtakes_nothing(transcript: str) -> None:
+def test_the_reply_that_ends_a_session_overtakes_nothing(transcript: str) -> None:
     plays(transcript)
     if "EHLO" not in transcript:
         plays(RELAXED + transcript)
 
 
 @table(BACKEND_CLOSES)
-def test_the_backend_closes(transcript: str) -> None:
+def test_the_backend_closes_the_connection(transcript: str) -> None:
     plays(transcript)
     plays(RELAXED + transcript)
 
 
 @table(TIMEOUT)
-def test_what_is_owed_will_not_come(transcript: str) -> None:
+def test_one_reply_replaces_those_that_will_not_come(transcript: str) -> None:
     plays(transcript)
     plays(RELAXED + transcript)
 
 
 @table(CLIENT_CLOSES)
-def test_the_client_closes(transcript: str) -> None:
+def test_the_client_closes_the_connection(transcript: str) -> None:
     plays(transcript)
 
 
 @table(CAN_QUIT)
-def test_a_quit_is_sent_only_where_it_means_quit(transcript: str) -> None:
+def test_can_quit_is_true_only_where_the_backend_expects_a_command(
+    transcript: str,
+) -> None:
     plays(transcript)
 
 
 @table(TRANSACTION)
-def test_where_the_transaction_stands(transcript: str) -> None:
+def test_guard_follows_the_transaction(transcript: str) -> None:
     plays(transcript)
     plays(RELAXED + transcript)
 
@@ -443,7 +445,7 @@ def sent(guard: Guard) -> bytes:
 
 
 @pytest.mark.parametrize("start", [strict, relaxed])
-def test_no_more_commands_are_sent_on_than_replies_may_be_owed(
+def test_no_more_commands_are_forwarded_than_replies_may_be_owed(
     start: Callable[[], Guard],
 ) -> None:
     guard = start()
@@ -465,7 +467,7 @@ def test_no_more_commands_are_sent_on_than_replies_may_be_owed(
 
 
 @pytest.mark.parametrize("start", [strict, relaxed])
-def test_replies_of_ours_count_among_those_owed(start: Callable[[], Guard]) -> None:
+def test_our_own_replies_count_among_those_owed(start: Callable[[], Guard]) -> None:
     guard = start()
     guard.from_client(b"NOOP\r\n" + b"XCLIENT\r\n" * 2 * MAX_OWED)
     assert not guard.wants_client
@@ -475,7 +477,7 @@ def test_replies_of_ours_count_among_those_owed(start: Callable[[], Guard]) -> N
     assert b"".join(guard.to_client).count(replies.NOT_AUTHORIZED) == 2 * MAX_OWED
 
 
-def test_a_client_is_not_read_while_too_many_commands_are_held() -> None:
+def test_the_client_is_not_read_while_too_many_commands_are_held() -> None:
     guard = strict()
     guard.from_client(b"EHLO c\r\n")
     for _ in range(6):
@@ -489,7 +491,7 @@ def test_a_client_is_not_read_while_too_many_commands_are_held() -> None:
     assert MAX_HELD_OCTETS <= len(sent(guard)) < MAX_HELD_OCTETS + 10_000
 
 
-def test_of_an_endless_line_that_will_be_refused_only_the_start_is_held() -> None:
+def test_only_the_start_of_an_endless_xclient_line_is_held() -> None:
     guard = relaxed()
     guard.from_client(b"XCLIENT ")
     for _ in range(10):
@@ -500,16 +502,16 @@ def test_of_an_endless_line_that_will_be_refused_only_the_start_is_held() -> Non
     assert b"".join(guard.to_client) == replies.NOT_AUTHORIZED
 
 
-def test_who_sends_much_behind_a_data_is_not_followed_any_further() -> None:
+def test_tracking_stops_when_too_much_follows_data_before_its_reply() -> None:
     guard = relaxed()
-    guard.from_client(b"DATA\r\n" + b"x" * MAX_UNSETTLED_OCTETS)
+    guard.from_client(b"DATA\r\n" + b"x" * MAX_KEPT_OCTETS)
     assert guard.mode is Mode.RELAXED
     guard.from_client(b"y")
     assert guard.is_opaque
-    assert sent(guard) == b"DATA\r\n" + b"x" * MAX_UNSETTLED_OCTETS + b"y"
+    assert sent(guard) == b"DATA\r\n" + b"x" * MAX_KEPT_OCTETS + b"y"
 
 
-def test_so_is_who_sends_too_many_commands_there() -> None:
+def test_tracking_stops_when_too_many_commands_follow_a_refused_data() -> None:
     guard = relaxed()
     commands = b"NOOP\r\n" * (MAX_OWED + 1)
     guard.from_client(b"DATA\r\n" + commands)
@@ -519,12 +521,12 @@ def test_so_is_who_sends_too_many_commands_there() -> None:
     assert b"".join(guard.to_client) == b"503 no\r\n250 o"
 
 
-def test_much_content_behind_an_odd_dot_is_content() -> None:
+def test_what_follows_an_odd_dot_is_content_once_it_exceeds_the_kept_copy() -> None:
     guard = relaxed()
     guard.from_client(b"DATA\r\n")
     guard.from_backend(b"354 go on\r\n")
     guard.from_client(b".\n")
-    for _ in range(MAX_UNSETTLED_OCTETS // 1000 + 1):
+    for _ in range(MAX_KEPT_OCTETS // 1000 + 1):
         guard.from_client(b"XCLIENT" + b"x" * 991 + b"\r\n")
     assert guard.transaction is Transaction.CONTENT
     guard.from_client(b".\r\n")
@@ -532,10 +534,10 @@ def test_much_content_behind_an_odd_dot_is_content() -> None:
     assert guard.messages_accepted == 1
 
 
-# A backend that speaks something else.
+# A backend that does not speak SMTP.
 
 
-def test_what_is_no_reply_is_the_backends_failure_and_ends_with_421() -> None:
+def test_bytes_that_are_not_a_reply_are_a_backend_failure_and_end_with_421() -> None:
     guard = strict()
     guard.from_client(b"NOOP\r\nRSET\r\n")
     with pytest.raises(BackendError) as caught:
@@ -547,7 +549,7 @@ def test_what_is_no_reply_is_the_backends_failure_and_ends_with_421() -> None:
     assert guard.end_reason is Reason.BACKEND_BAD_REPLY
 
 
-def test_the_last_code_is_the_last_replys_whoever_gave_it() -> None:
+def test_last_code_includes_our_own_replies() -> None:
     guard = strict()
     assert guard.last_code == 0
     guard.from_client(b"NOOP\r\nXCLIENT\r\n")

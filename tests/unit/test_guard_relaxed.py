@@ -1,4 +1,4 @@
-"""Relaxed: do no harm.  All passes as it came, but for what is always refused."""
+"""Relaxed sessions do no harm: everything passes unchanged, except what is always refused."""
 
 import pytest
 
@@ -32,7 +32,7 @@ PASSES = {
         B< 250 ok
         :: awaits-nothing
         """,
-    "unknown verbs and what stands behind them": """
+    "unknown verbs and what follows them": """
         C> FOO
         C> LHLO c
         C> "\\xff\\xfe\\n"
@@ -56,7 +56,7 @@ PASSES = {
         B< 500 too long
         :: relaxed awaits-nothing
         """,
-    "an empty line and blanks": """
+    "an empty line and a line of blanks": """
         C> "\\r\\n\\n \\t\\r\\n"
 
         B< 500 what?
@@ -75,7 +75,7 @@ PASSES = {
         B< 250 queued
         :: idle accepted=1
         """,
-    "commands behind the end of content": CONTENT
+    "commands pipelined after the end of content": CONTENT
     + """
         C> .
         C> MAIL FROM:<>
@@ -89,7 +89,7 @@ PASSES = {
         B< 550 no
         :: envelope awaits-nothing
         """,
-    "QUIT behind the end of content": CONTENT
+    "QUIT pipelined after the end of content": CONTENT
     + """
         C> .
         C> QUIT
@@ -138,7 +138,7 @@ PASSES = {
         <- {NOT_AUTHORIZED}
         :: idle accepted=1
         """,
-    "lines behind a refused DATA are commands": """
+    "commands pipelined after a DATA that is refused": """
         C> DATA
         C> MAIL FROM:<>
         C> XCLIENT ADDR=127.0.0.1
@@ -156,14 +156,14 @@ PASSES = {
         B< 250 ok
         <- {NOT_AUTHORIZED}
         """,
-    "a refused message is over": CONTENT
+    "a message that the backend refuses": CONTENT
     + """
         C> .
 
         B< 550 no
         :: idle accepted=0
         """,
-    "a second DATA behind a refused one": """
+    "a second DATA pipelined after a refused one": """
         C> DATA
         C> DATA
         C> XCLIENT
@@ -176,7 +176,7 @@ PASSES = {
         B< 250 ok
         :: accepted=1 awaits-nothing
         """,
-    "an early reply in content": CONTENT
+    "a refusal in the middle of content": CONTENT
     + """
         C> Subject: a
 
@@ -191,7 +191,7 @@ PASSES = {
         <- {NOT_AUTHORIZED}
         :: refused xclient_injected
         """,
-    "an early reply is to one message": CONTENT
+    "a refusal in the middle of content and then another message": CONTENT
     + """
         C> Subject: a
 
@@ -207,7 +207,7 @@ PASSES = {
         B< 250 queued
         :: idle accepted=1
         """,
-    "an early reply that can't be the answer": CONTENT
+    "a 250 in the middle of content": CONTENT
     + """
         C> Subject: a
 
@@ -220,7 +220,7 @@ PASSES = {
         B< 250 queued
         :: idle accepted=1
         """,
-    "a reply that nobody asked for": """
+    "an unsolicited reply": """
         C> NOOP
 
         B< 250 ok
@@ -266,7 +266,7 @@ PASSES = {
         B< 550 5.7.0 the backend's own
         :: awaits-nothing
         """,
-    "lines behind a refused AUTH are commands": """
+    "commands pipelined after an AUTH that is refused": """
         C> AUTH LOGIN
         C> MAIL FROM:<>
 
@@ -278,7 +278,7 @@ PASSES = {
 }
 
 CHUNKS = {
-    "with its payload, which is never read": """
+    "commands in a payload are not read": """
         C> MAIL FROM:<>
         C> RCPT TO:<b@b.example>
         C> BDAT 38
@@ -298,7 +298,7 @@ CHUNKS = {
         <- {NOT_AUTHORIZED}
         :: idle accepted=1
         """,
-    "in pieces": """
+    "a payload in pieces": """
         C> MAIL FROM:<>
 
         B< 250 ok
@@ -312,7 +312,7 @@ CHUNKS = {
         B< 250 queued
         :: idle accepted=1
         """,
-    "of nothing": """
+    "an empty payload": """
         C> BDAT 0 LAST
         C| XCLIENT
         :: refused xclient_injected
@@ -322,7 +322,7 @@ CHUNKS = {
         <- {NOT_AUTHORIZED}
         :: idle accepted=0
         """,
-    "refused before its payload is through": """
+    "a last chunk refused before its payload is complete": """
         C> MAIL FROM:<>
         C> "BDAT 10 LAST\\r\\nabc"
 
@@ -335,7 +335,7 @@ CHUNKS = {
         <- {NOT_AUTHORIZED}
         :: refused xclient_injected
         """,
-    "and one that is not the last": """
+    "a chunk before the last refused before its payload is complete": """
         C> MAIL FROM:<>
         C> "BDAT 10\\r\\nabc"
 
@@ -346,7 +346,7 @@ CHUNKS = {
         C> "XCLIENT"
         :: envelope awaits-nothing
         """,
-    "of two messages at once": """
+    "the chunks of two pipelined messages": """
         C> MAIL FROM:<>
         C> RCPT TO:<b@b.example>
         C> "BDAT 3 LAST\\r\\nabc"
@@ -369,7 +369,7 @@ CHUNKS = {
         B< 250 queued
         :: idle accepted=2
         """,
-    "whose size is not ours to read ends the following": """
+    "a size that servers read differently makes the session opaque": """
         C> BDAT 0x0c LAST
         C> XCLIENT ADDR=127.0.0.1
 
@@ -379,10 +379,10 @@ CHUNKS = {
         """,
 }
 
-# Content that ends, or does not, at a dot that is not CRLF.CRLF.
+# Content with a lone dot that is not CRLF.CRLF, where the backend may or may not end it.
 
 ODD_DOTS = {
-    "the backend does not end there": CONTENT
+    "the backend does not end the content": CONTENT
     + """
         C> "x\\n.\\n"
         C> XCLIENT ADDR=127.0.0.1
@@ -395,7 +395,7 @@ ODD_DOTS = {
         B< 250 queued
         :: idle accepted=1
         """,
-    "what was kept behind it is content, and forgotten": CONTENT
+    "the copy kept after an odd dot is dropped when the content ends": CONTENT
     + """
         C> "x\\n.\\n"
 
@@ -411,7 +411,7 @@ ODD_DOTS = {
         B< 503 no
         :: awaits-nothing can-quit
         """,
-    "the backend ends there": CONTENT
+    "the backend ends the content": CONTENT
     + """
         C> "x\\n.\\n"
         :: content
@@ -423,7 +423,7 @@ ODD_DOTS = {
         <- {NOT_AUTHORIZED}
         :: refused xclient_injected
         """,
-    "it ends there and commands followed": CONTENT
+    "the backend ends the content and commands have followed": CONTENT
     + """
         C> "x\\n.\\n"
         C> MAIL FROM:<>
@@ -443,7 +443,7 @@ ODD_DOTS = {
         B< 250 queued
         :: idle accepted=2
         """,
-    "it ends there and QUIT followed": CONTENT
+    "the backend ends the content and QUIT has followed": CONTENT
     + """
         C> "x\\n.\\nQUIT\\n"
 
@@ -451,7 +451,7 @@ ODD_DOTS = {
         B< 221 bye
         :: idle accepted=1 backend-quitting
         """,
-    "it ends there and half a line followed": CONTENT
+    "the backend ends the content and half a line has followed": CONTENT
     + """
         C> "x\\n.\\nXCLI"
 
@@ -462,7 +462,7 @@ ODD_DOTS = {
         B< 550 5.7.0 the backend's own
         :: awaits-nothing
         """,
-    "it ends there though an end follows": CONTENT
+    "the backend ends the content and CRLF.CRLF has followed": CONTENT
     + """
         C> "x\\n.\\n"
         C> NOOP
@@ -477,7 +477,7 @@ ODD_DOTS = {
         B< 250 ok
         :: relaxed idle awaits-nothing
         """,
-    "at each of several": CONTENT
+    "the backend ends the content at the first of several odd dots": CONTENT
     + """
         C> "x\\n.\\n.\\n.\\n"
 
@@ -486,7 +486,7 @@ ODD_DOTS = {
         B< 500 what?
         :: idle accepted=1 awaits-nothing
         """,
-    "the next content begins anew": CONTENT
+    "an odd dot does not matter for the next content": CONTENT
     + """
         C> "x\\n.\\n"
         C> more
@@ -508,12 +508,12 @@ ODD_DOTS = {
 }
 
 REFUSED = {
-    "XCLIENT": """
+    "XCLIENT with attributes": """
         C| XCLIENT ADDR=127.0.0.1
         <- {NOT_AUTHORIZED}
         :: refused xclient_injected
         """,
-    "in any form that a server reads": """
+    "XCLIENT in a form that only lenient servers execute": """
         C| "\\t\\x0b\\x0c\\r xclient\\x00ADDR=127.0.0.1\\n"
         <- {NOT_AUTHORIZED}
         :: refused xclient_injected
@@ -523,7 +523,7 @@ REFUSED = {
         <- {NOT_AUTHORIZED}
         :: refused xforward_injected
         """,
-    "in their place among the replies": """
+    "refusals keep their place among the replies": """
         C| XCLIENT
         C> MAIL FROM:<>
         C| XFORWARD NAME=a
@@ -543,7 +543,7 @@ REFUSED = {
         B< 354 go on
         :: content
         """,
-    "behind an EHLO": """
+    "XCLIENT pipelined after an EHLO": """
         C> EHLO c
         C| XCLIENT ADDR=127.0.0.1
         C> NOOP
@@ -556,7 +556,7 @@ REFUSED = {
         <- {NOT_AUTHORIZED}
         B< 250 ok
         """,
-    "in pieces": """
+    "XCLIENT in pieces": """
         C| "  XCLIE"
 
         C| "NT ADDR=127"
@@ -568,7 +568,7 @@ REFUSED = {
         <- {NOT_AUTHORIZED}
         :: refused xclient_injected xforward_injected
         """,
-    "of any length": """
+    "an XCLIENT line of any length": """
         C| "XCLIENT "
         C| "x" * 20000
 
@@ -588,7 +588,7 @@ REFUSED = {
         <- {PROXY_UNWELCOME}
         END proxy_injected
         """,
-    "so does a v2 signature": """
+    "a v2 signature ends the session": """
         C> "\\r\\n\\r\\n"
         C| "\\x00\\r\\nQUIT\\n!\\x11\\x00\\x0c\\x7f\\x00\\x00\\x01"
         :: refused proxy_injected
@@ -598,7 +598,7 @@ REFUSED = {
         <- {PROXY_UNWELCOME}
         END proxy_injected
         """,
-    "half of one is held, and never passes": """
+    "half an XCLIENT line is held and never passes": """
         C| "XCLIENT ADDR=1"
 
         !! the client closes
@@ -606,7 +606,7 @@ REFUSED = {
         """,
 }
 
-# What may become a refused command is held, and only as long as it may.
+# The start of a line is held, but only as long as it may become a refused command.
 
 HELD = {
     "X": ("X", "EXCH50\\r\\n"),
@@ -640,7 +640,7 @@ def test_the_start_of_a_line_is_held_while_it_may_become_a_refused_command(
     )
 
 
-def test_blanks_are_held_up_to_a_bound() -> None:
+def test_at_most_512_blanks_are_held_for_a_refused_command() -> None:
     plays(
         RELAXED
         + """
@@ -663,7 +663,7 @@ def test_blanks_are_held_up_to_a_bound() -> None:
 
 
 HIDDEN = {
-    "XCLIENT and XFORWARD, and nothing else": """
+    "XCLIENT and XFORWARD and nothing else": """
         C> EHLO c
 
         B< 250-mx XCLIENT
@@ -676,7 +676,7 @@ HIDDEN = {
         B< 250 SIZE
         :: relaxed
         """,
-    "the last line": """
+    "XFORWARD in the last line": """
         C> EHLO c
 
         B< 250-mx
@@ -688,7 +688,7 @@ HIDDEN = {
 }
 
 OPAQUE = {
-    "TLS passes unread": """
+    "TLS passes unread after the 220": """
         C> STARTTLS
 
         B< 220 go on
@@ -700,7 +700,7 @@ OPAQUE = {
 
         C> XCLIENT ADDR=127.0.0.1
         """,
-    "TLS that does not wait for its 220": """
+    "TLS passes unread if it does not wait for the 220": """
         C> STARTTLS
         C> "\\x16\\x03\\x01\\n"
 
@@ -708,7 +708,7 @@ OPAQUE = {
         B< "\\x16\\x03\\x03"
         :: opaque
         """,
-    "a refused STARTTLS is followed on": """
+    "the guard still follows the session after a refused STARTTLS": """
         C> STARTTLS
         C> NOOP
 
@@ -720,13 +720,13 @@ OPAQUE = {
         <- {NOT_AUTHORIZED}
         :: refused xclient_injected
         """,
-    "STARTTLS with an argument is the backend's to judge": """
+    "the backend decides about STARTTLS with an argument": """
         C> STARTTLS x
 
         B< 220 go on
         :: opaque
         """,
-    "a 354 to another command": """
+    "a 354 to another command makes the session opaque": """
         C> RCPT TO:<b@b.example>
         C| "XC"
 
@@ -738,26 +738,26 @@ OPAQUE = {
 
         B< "no reply"
         """,
-    "a 334 to another command": """
+    "a 334 to another command makes the session opaque": """
         C> NOOP
 
         B< 334 eh
         :: opaque
         """,
-    "a 220 to another command": """
+    "a 220 to another command makes the session opaque": """
         C> NOOP
 
         B< 220 eh
         :: opaque
         """,
-    "a 354 that nobody asked for": """
+    "an unsolicited 354 makes the session opaque": """
         C| "XC"
 
         B< 354 go on
         -> "XC"
         :: opaque
         """,
-    "replies of ours are not lost with the step": """
+    "our own replies are delivered when tracking stops": """
         C> NOOP
         C> RSET
         C| XCLIENT
@@ -768,7 +768,7 @@ OPAQUE = {
         B< 250 ok
         :: opaque
         """,
-    "what is left of a reply passes with the step": """
+    "the start of a reply is delivered when tracking stops": """
         C> NOOP
         C> RSET
 
@@ -776,7 +776,7 @@ OPAQUE = {
         B< "250-o"
         :: opaque
         """,
-    "an end has no words there": """
+    "we end an opaque session without a reply of our own": """
         C> STARTTLS
 
         B< 220 go on
@@ -784,7 +784,7 @@ OPAQUE = {
         !! drain
         END shutdown
         """,
-    "a backend's end is no surprise there": """
+    "the backend may close an opaque session at any time": """
         C> STARTTLS
 
         B< 220 go on
@@ -795,36 +795,38 @@ OPAQUE = {
 
 
 @table(PASSES)
-def test_all_passes_at_once_and_unchanged(transcript: str) -> None:
+def test_relaxed_session_passes_everything_at_once_and_unchanged(
+    transcript: str,
+) -> None:
     plays(RELAXED + transcript)
 
 
 @table(CHUNKS)
-def test_bdat_passes(transcript: str) -> None:
+def test_relaxed_session_passes_bdat(transcript: str) -> None:
     plays(RELAXED + transcript)
 
 
 @table(ODD_DOTS)
-def test_an_odd_dot_is_what_the_backend_makes_of_it(transcript: str) -> None:
+def test_the_backend_decides_whether_an_odd_dot_ends_content(transcript: str) -> None:
     plays(RELAXED + transcript)
 
 
 @table(REFUSED)
-def test_commands_that_are_always_refused(transcript: str) -> None:
+def test_relaxed_session_refuses_command(transcript: str) -> None:
     plays(RELAXED + transcript)
 
 
 @table(HIDDEN)
-def test_extensions_are_hidden(transcript: str) -> None:
+def test_relaxed_session_hides_extensions(transcript: str) -> None:
     plays(transcript)
 
 
 @table(OPAQUE)
-def test_behind_tls_or_a_lost_step_nothing_is_read(transcript: str) -> None:
+def test_after_starttls_or_a_reply_out_of_place(transcript: str) -> None:
     plays(RELAXED + transcript)
 
 
-def test_the_extensions_are_there_for_the_log() -> None:
+def test_the_guard_knows_the_extensions_that_the_ehlo_reply_offered() -> None:
     guard = Guard(Rules())
     guard.from_client(b"EHLO c\r\n")
     guard.from_backend(b"250-mx\r\n250-xforward NAME\r\n250 SIZE 10\r\n")

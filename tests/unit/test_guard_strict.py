@@ -1,16 +1,16 @@
-"""Strict: never more permissive than any server, and when it is over."""
+"""Strict sessions: never more permissive than any server, until the proof is there."""
 
 import pytest
 
 from proxyshim.smtp.guard import Rules
 from tests.unit.transcripts import CONTENT, RELAXED, STRICT, plays, table
 
-# What ends strictness: the backend's own reply to the client's own EHLO.
+# What makes a session relaxed: the backend's reply to the client's own EHLO, and nothing else.
 
 PROOF = {
-    "an EHLO reply without XCLIENT proves that the right is gone": RELAXED,
-    "an EHLO reply with XCLIENT leaves it strict": STRICT,
-    "a keyword in any case and spelling counts": """
+    "an EHLO reply without XCLIENT makes the session relaxed": RELAXED,
+    "an EHLO reply with XCLIENT leaves the session strict": STRICT,
+    "the XCLIENT keyword counts in any case and spelling": """
         C> EHLO c
 
         B< 250-mx
@@ -18,7 +18,7 @@ PROOF = {
         B< 250 SIZE
         :: strict
         """,
-    "the last line counts": """
+    "an XCLIENT keyword in the last line counts": """
         C> EHLO c
 
         B| 250-mx
@@ -26,14 +26,14 @@ PROOF = {
         <- 250 mx
         :: strict
         """,
-    "the first line is no keyword": """
+    "XCLIENT in the first line is not a keyword": """
         C> EHLO c
 
         B< 250-XCLIENT ADDR
         B< 250 SIZE
         :: relaxed
         """,
-    "one line proves nothing": """
+    "an EHLO reply of one line proves nothing": """
         C> EHLO c
 
         B< 250 mx, at your service
@@ -46,21 +46,21 @@ PROOF = {
         B< "250 \\r\\n"
         :: strict
         """,
-    "another code proves nothing": """
+    "a reply with another code than 250 proves nothing": """
         C> EHLO c
 
         B< 550-mx
         B< 550 SIZE
         :: strict
         """,
-    "a HELO's reply proves nothing": """
+    "the reply to a HELO proves nothing": """
         C> HELO c
 
         B< 250-mx
         B< 250 SIZE
         :: strict
         """,
-    "another command's reply proves nothing": """
+    "replies to other commands prove nothing": """
         C> EXPN list
         C> NOOP
         C> RSET
@@ -76,7 +76,7 @@ PROOF = {
         B< 250 SIZE
         :: strict
         """,
-    "nothing is proved by half a reply": """
+    "half a reply proves nothing": """
         C> EHLO c
 
         B| 250-mx
@@ -92,7 +92,7 @@ PROOF = {
         <- 250 HELP
         :: relaxed
         """,
-    "each EHLO decides anew": """
+    "each EHLO decides again": """
         C> EHLO c
 
         B< 250-mx
@@ -123,7 +123,7 @@ PROOF = {
         B< 250 SIZE
         :: strict
         """,
-    "a right that comes back ends a session that is ahead of it": RELAXED
+    "a right that comes back ends the session if a reply is owed": RELAXED
     + """
         C> EHLO c
         C> NOOP
@@ -137,7 +137,7 @@ PROOF = {
         <- {OUT_OF_STEP}
         END reply_out_of_place
         """,
-    "so does one that comes back in the middle of a line": RELAXED
+    "a right that comes back ends the session in the middle of a line": RELAXED
     + """
         C> EHLO c
         C> "NOO"
@@ -148,7 +148,7 @@ PROOF = {
         <- {OUT_OF_STEP}
         END reply_out_of_place
         """,
-    "what waits for the proof is read relaxed": """
+    "after the proof, held commands are read as relaxed": """
         C> EHLO c
         C| STARTTLS
 
@@ -160,7 +160,7 @@ PROOF = {
         B< 220 go on
         :: opaque
         """,
-    "what waits without a proof is read strict": """
+    "without a proof, held commands are read as strict": """
         C> EHLO c
         C| STARTTLS
         C| NOOP
@@ -178,20 +178,20 @@ PROOF = {
         """,
 }
 
-# A guard that can't count replies any more takes none for a proof.
+# After a line that servers may not answer exactly once, no reply counts as the proof.
 
 UNCOUNTED = {
     "an unknown verb": "FOO",
-    "a known one behind blanks": '" NOOP\\r\\n"',
-    "a known one before a TAB": '"NOOP\\tx\\r\\n"',
-    "a verb and more": "NOOP: x",
-    "blanks alone": '"  \\r\\n"',
+    "a known verb after blanks": '" NOOP\\r\\n"',
+    "a known verb before a TAB": '"NOOP\\tx\\r\\n"',
+    "a verb with a colon": "NOOP: x",
+    "only blanks": '"  \\r\\n"',
     "a dot": ".",
 }
 
 
 @pytest.mark.parametrize("line", UNCOUNTED.values(), ids=UNCOUNTED.keys())
-def test_behind_a_line_that_servers_answer_differently_nothing_is_proved(
+def test_no_reply_is_a_proof_after_a_line_that_servers_answer_differently(
     line: str,
 ) -> None:
     plays(
@@ -215,14 +215,14 @@ COUNTED = {
     "a bare LF": '"\\n"',
     "any case": "nOOp",
     "an argument": "HELP me",
-    "a colon further on": "MAIL FROM:<>",
-    "ended by LF": '"NOOP\\n"',
+    "a colon in the argument": "MAIL FROM:<>",
+    "a verb before a bare LF": '"NOOP\\n"',
     "a blank at the end": '"NOOP \\r\\n"',
 }
 
 
 @pytest.mark.parametrize("line", COUNTED.values(), ids=COUNTED.keys())
-def test_behind_a_line_that_every_server_answers_once_the_proof_counts(
+def test_a_proof_counts_after_a_line_that_every_server_answers_once(
     line: str,
 ) -> None:
     plays(
@@ -240,7 +240,7 @@ def test_behind_a_line_that_every_server_answers_once_the_proof_counts(
     )
 
 
-# What waits.
+# What must wait for a reply.
 
 WAITING = {
     "EHLO": "EHLO c",
@@ -248,13 +248,15 @@ WAITING = {
     "DATA": "DATA",
     "AUTH": "AUTH PLAIN",
     "an unknown verb": "FOO",
-    "a known one behind blanks": '" NOOP\\r\\n"',
-    "a known one before a TAB": '"NOOP\\tx\\r\\n"',
+    "a known verb after blanks": '" NOOP\\r\\n"',
+    "a known verb before a TAB": '"NOOP\\tx\\r\\n"',
 }
 
 
 @pytest.mark.parametrize("command", WAITING.values(), ids=WAITING.keys())
-def test_nothing_passes_behind_what_changes_the_framing(command: str) -> None:
+def test_nothing_passes_after_a_command_that_may_change_the_framing(
+    command: str,
+) -> None:
     plays(
         f"""
         C> {command}
@@ -289,14 +291,14 @@ WAITS = {
         B< 250 mx
         -> NOOP
         """,
-    "so does a HELO": """
+    "a HELO waits until no reply is owed": """
         C> NOOP
         C| HELO c
 
         B< 250 ok
         -> HELO c
         """,
-    "an EHLO waits for a reply of ours too": """
+    "an EHLO also waits for our own reply": """
         C> NOOP
         C| XCLIENT ADDR=127.0.0.1
         C| EHLO c
@@ -306,7 +308,7 @@ WAITS = {
         <- {NOT_AUTHORIZED}
         -> EHLO c
         """,
-    "nothing passes behind the end of content": CONTENT
+    "nothing passes after the end of content until the reply": CONTENT
     + """
         C> .
         C| NOOP
@@ -337,7 +339,7 @@ WAITS = {
         B< 221 bye
         :: backend-quitting
         """,
-    "behind a refused DATA stand commands": """
+    "commands follow a refused DATA": """
         C> DATA
         C| XCLIENT ADDR=127.0.0.1
         C| RSET
@@ -363,10 +365,10 @@ WAITS = {
         """,
 }
 
-# What is refused, and what ends a session.
+# Which commands are refused, and which of them end the session.
 
 REFUSED = {
-    "XCLIENT": """
+    "XCLIENT with attributes": """
         C| XCLIENT ADDR=127.0.0.1
         <- {NOT_AUTHORIZED}
         :: refused xclient_injected
@@ -381,7 +383,7 @@ REFUSED = {
         <- {NOT_AUTHORIZED}
         :: refused xclient_injected
         """,
-    "XCLIENT behind blanks": """
+    "XCLIENT after blanks": """
         C| "  \\t XCLIENT ADDR=127.0.0.1\\r\\n"
         <- {NOT_AUTHORIZED}
         :: refused xclient_injected
@@ -396,20 +398,20 @@ REFUSED = {
         <- {NOT_AUTHORIZED}
         :: refused xforward_injected
         """,
-    "PROXY ends it": """
+    "PROXY ends the session": """
         C| PROXY TCP4 127.0.0.1 127.0.0.1 1 25
         C| NOOP
         <- {PROXY_UNWELCOME}
         :: refused proxy_injected
         END proxy_injected
         """,
-    "so does PROXY in any form": """
+    "PROXY after a TAB and in lower case ends the session": """
         C| "\\t proxy\\n"
         <- {PROXY_UNWELCOME}
         :: refused proxy_injected
         END proxy_injected
         """,
-    "a v2 signature is a PROXY header and control octets": """
+    "a v2 signature is reported as PROXY and ends the session": """
         C> "\\r\\n\\r\\n"
         C| "\\x00\\r\\nQUIT\\n!\\x11\\x00\\x0c\\x7f\\x00\\x00\\x01"
         :: refused proxy_injected
@@ -426,19 +428,19 @@ REFUSED = {
         <- {TLS_UNAVAILABLE}
         :: refused starttls_withheld
         """,
-    "BDAT and the session with it": """
+    "BDAT ends the session": """
         C| "BDAT 27 LAST\\r\\nXCLIENT ADDR=198.51.100.1\\r\\n"
         <- {CHUNKING_UNAVAILABLE}
         :: refused bdat_refused
         END bdat_refused
         """,
-    "BDAT in odd forms": """
+    "BDAT in odd forms ends the session": """
         C| "\\tbdat\\t0x0c\\nNOOP\\n"
         <- {CHUNKING_UNAVAILABLE}
         :: refused bdat_refused
         END bdat_refused
         """,
-    "in their place among the replies": """
+    "refusals keep their place among the replies": """
         C| XFORWARD NAME=a
         C> MAIL FROM:<>
         C| XCLIENT ADDR=127.0.0.1
@@ -455,7 +457,7 @@ REFUSED = {
         B< 250 recipient ok
         <- {NOT_AUTHORIZED}
         """,
-    "our last word never overtakes an owed reply": """
+    "our last reply never overtakes an owed reply": """
         C> MAIL FROM:<>
         C> RCPT TO:<b@b.example>
         C| PROXY UNKNOWN
@@ -469,7 +471,7 @@ REFUSED = {
         <- {PROXY_UNWELCOME}
         END proxy_injected
         """,
-    "nothing comes behind our last word": """
+    "nothing is delivered after our last reply": """
         C> NOOP
         C| PROXY UNKNOWN
         :: refused proxy_injected
@@ -481,17 +483,17 @@ REFUSED = {
         """,
 }
 
-# Lines that servers read differently.
+# Lines in which servers may find different verbs.
 
 ODD_LINES = {
     "a VT before the verb": '"\\x0bXCLIENT ADDR=127.0.0.1\\r\\n"',
     "a FF before the verb": '"\\x0cXCLIENT ADDR=127.0.0.1\\r\\n"',
     "a CR before the verb": '"\\rXCLIENT ADDR=127.0.0.1\\r\\n"',
-    "a VT behind the verb": '"XCLIENT\\x0bADDR=127.0.0.1\\r\\n"',
-    "a FF behind the verb": '"XCLIENT\\x0cADDR=127.0.0.1\\r\\n"',
-    "a CR behind the verb": '"XCLIENT\\rADDR=127.0.0.1\\r\\n"',
-    "a NUL behind the address": '"XCLIENT ADDR=127.0.0.1\\x00junk\\r\\n"',
-    "a NUL behind the verb": '"XCLIENT\\x00 x\\r\\n"',
+    "a VT after the verb": '"XCLIENT\\x0bADDR=127.0.0.1\\r\\n"',
+    "a FF after the verb": '"XCLIENT\\x0cADDR=127.0.0.1\\r\\n"',
+    "a CR after the verb": '"XCLIENT\\rADDR=127.0.0.1\\r\\n"',
+    "a NUL after the address": '"XCLIENT ADDR=127.0.0.1\\x00junk\\r\\n"',
+    "a NUL after the verb": '"XCLIENT\\x00 x\\r\\n"',
 }
 
 
@@ -530,26 +532,26 @@ LONG = {
         C> "x" * 12281
         C> "\\r\\n"
         """,
-    "a longer one ends the session": """
+    "a longer line ends the session": """
         C| "NOOP "
         C| "x" * 12283
         C| "XCLIENT ADDR=127.0.0.1\\r\\n"
         <- {LINE_TOO_LONG}
         END command_too_long
         """,
-    "an endless one too": """
+    "an endless line ends the session": """
         C| "x" * 12287
 
         C| "x"
         <- {LINE_TOO_LONG}
         END command_too_long
         """,
-    "endless blanks too": """
+    "endless blanks end the session": """
         C| " " * 20000
         <- {LINE_TOO_LONG}
         END command_too_long
         """,
-    "an endless AUTH answer too": STRICT
+    "an endless AUTH answer ends the session": STRICT
     + """
         C> AUTH LOGIN
 
@@ -559,7 +561,7 @@ LONG = {
         <- {LINE_TOO_LONG}
         END command_too_long
         """,
-    "in content a line may be of any length": CONTENT
+    "a line of content may have any length": CONTENT
     + """
         C> "x" * 30000
 
@@ -572,7 +574,7 @@ LONG = {
 # AUTH.
 
 AUTH = {
-    "its answers pass": STRICT
+    "answers pass one by one after each 334": STRICT
     + """
         C> AUTH LOGIN
         C| dXNlcg==
@@ -588,7 +590,7 @@ AUTH = {
         B< 235 hello
         -> NOOP
         """,
-    "an initial response needs none": STRICT
+    "an initial response needs no further answer": STRICT
     + """
         C> AUTH PLAIN AHVzZXIAcGFzcw==
         C| MAIL FROM:<>
@@ -596,7 +598,7 @@ AUTH = {
         B< 235 hello
         -> MAIL FROM:<>
         """,
-    "an empty answer and a star pass": STRICT
+    "an empty answer and an asterisk pass": STRICT
     + """
         C> AUTH PLAIN
 
@@ -612,7 +614,7 @@ AUTH = {
         B< 501 as you like
         -> NOOP
         """,
-    "behind a refused AUTH stand commands": STRICT
+    "commands follow a refused AUTH": STRICT
     + """
         C> AUTH LOGIN
         C| XCLIENT ADDR=127.0.0.1
@@ -623,7 +625,7 @@ AUTH = {
         -> NOOP
         :: refused xclient_injected
         """,
-    "an answer counts as one command": STRICT
+    "an answer gets one reply like a command": STRICT
     + """
         C> AUTH LOGIN
 
@@ -637,7 +639,7 @@ AUTH = {
         -> EHLO c
         :: strict
         """,
-    "an answer with a NUL ends it": STRICT
+    "an answer with a NUL ends the session": STRICT
     + """
         C> AUTH LOGIN
 
@@ -659,7 +661,7 @@ VERBS_IN_AUTH = (
 
 
 @pytest.mark.parametrize("answer", VERBS_IN_AUTH)
-def test_a_forbidden_verb_for_an_auth_answer_ends_the_session(answer: str) -> None:
+def test_a_forbidden_verb_as_an_auth_answer_ends_the_session(answer: str) -> None:
     plays(
         STRICT
         + f"""
@@ -681,7 +683,7 @@ def test_a_forbidden_verb_for_an_auth_answer_ends_the_session(answer: str) -> No
 
 # AUTH where STARTTLS is withheld.
 
-# A backend that keeps the right, and offers STARTTLS.
+# A backend that still grants XCLIENT, and offers STARTTLS.
 STARTTLS_OFFERED = """
 C> EHLO c
 
@@ -701,7 +703,7 @@ WITHHELD_AUTH = {
         <- {AUTH_UNAVAILABLE}
         :: refused auth_withheld
         """,
-    "each EHLO says anew whether STARTTLS is offered": STARTTLS_OFFERED
+    "AUTH passes once an EHLO reply no longer offers STARTTLS": STARTTLS_OFFERED
     + """
         C> EHLO c
 
@@ -711,7 +713,7 @@ WITHHELD_AUTH = {
 
         C> AUTH PLAIN AHVzZXIAcGFzcw==
         """,
-    "an EHLO reply of one line says nothing": STARTTLS_OFFERED
+    "an EHLO reply of one line does not make AUTH pass": STARTTLS_OFFERED
     + """
         C> EHLO c
 
@@ -724,7 +726,9 @@ WITHHELD_AUTH = {
 }
 
 
-def test_auth_is_withheld_before_any_ehlo_where_our_own_was_offered_starttls() -> None:
+def test_auth_is_withheld_before_any_ehlo_if_our_own_ehlo_was_offered_starttls() -> (
+    None
+):
     plays(
         """
         C> HELO c
@@ -739,7 +743,7 @@ def test_auth_is_withheld_before_any_ehlo_where_our_own_was_offered_starttls() -
     )
 
 
-def test_a_setting_lets_auth_pass_in_plaintext() -> None:
+def test_allow_plaintext_auth_lets_auth_pass_where_starttls_is_withheld() -> None:
     plays(
         """
         C> EHLO c
@@ -762,7 +766,7 @@ def test_a_setting_lets_auth_pass_in_plaintext() -> None:
 # The EHLO reply.
 
 HIDDEN = {
-    "extensions that a strict session can't have": """
+    "extensions that a strict session cannot have": """
         C> EHLO c
 
         B< 250-mx
@@ -774,7 +778,7 @@ HIDDEN = {
         B| 250-STARTTLS
         B< 250 SIZE
         """,
-    "the last lines": """
+    "extensions in the last lines": """
         C> EHLO c
 
         B< 250-mx
@@ -783,7 +787,7 @@ HIDDEN = {
         B| 250-CHUNKING
         B| 250 XCLIENT ADDR
         """,
-    "but nothing of another reply": """
+    "replies to other commands stay as they are": """
         C> HELP
         C> NOOP
 
@@ -797,7 +801,7 @@ HIDDEN = {
 # Replies.
 
 REPLIES = {
-    "one that nobody asked for is delivered, and the last": """
+    "an unsolicited reply is delivered and ends the session": """
         C> NOOP
 
         B< 250 ok
@@ -806,7 +810,7 @@ REPLIES = {
         B| 250 and again
         END reply_unasked
         """,
-    "one in content too": CONTENT
+    "an unsolicited reply in content ends the session": CONTENT
     + """
         C> Subject: a
 
@@ -814,19 +818,19 @@ REPLIES = {
         <- {OUT_OF_STEP}
         END reply_unasked
         """,
-    "a backend that says 421 has said all": """
+    "an unsolicited 421 ends the session without a reply of our own": """
         B< 421 4.4.2 timeout
         :: backend-quitting
         END reply_unasked
         """,
-    "a 354 to another command": """
+    "a 354 to another command ends the session": """
         C> RCPT TO:<b@b.example>
 
         B< 354 go on
         <- {OUT_OF_STEP}
         END reply_out_of_place
         """,
-    "a 334 to another command": """
+    "a 334 to another command ends the session": """
         C> NOOP
         C> RSET
 
@@ -837,14 +841,14 @@ REPLIES = {
         <- {OUT_OF_STEP}
         END reply_out_of_place
         """,
-    "a 220, for that is what an XCLIENT is answered with": """
+    "a 220 ends the session because it is the reply to XCLIENT": """
         C> NOOP
 
         B< 220 mx
         <- {OUT_OF_STEP}
         END reply_out_of_place
         """,
-    "a 354 to an AUTH answer": STRICT
+    "a 354 to an AUTH answer ends the session": STRICT
     + """
         C> AUTH LOGIN
 
@@ -856,7 +860,7 @@ REPLIES = {
         <- {OUT_OF_STEP}
         END reply_out_of_place
         """,
-    "a 354 to DATA while others are owed is no other's": """
+    "a 354 to an earlier command than DATA ends the session": """
         C> MAIL FROM:<>
         C> DATA
 
@@ -867,7 +871,7 @@ REPLIES = {
         <- {OUT_OF_STEP}
         END reply_out_of_place
         """,
-    "are delivered whole": """
+    "replies are delivered whole": """
         C> NOOP
         C> NOOP
 
@@ -884,50 +888,52 @@ REPLIES = {
 
 
 @table(PROOF)
-def test_only_the_reply_to_the_clients_own_ehlo_proves_that_the_right_is_gone(
+def test_only_the_reply_to_the_clients_own_ehlo_decides_the_mode(
     transcript: str,
 ) -> None:
     plays(transcript)
 
 
 @table(WAITS)
-def test_what_a_reply_decides_waits_for_it(transcript: str) -> None:
+def test_strict_client_input_waits_for_the_reply_that_decides_its_meaning(
+    transcript: str,
+) -> None:
     plays(transcript)
 
 
 @table(REFUSED)
-def test_commands_that_are_refused(transcript: str) -> None:
+def test_strict_session_refuses_command(transcript: str) -> None:
     plays(transcript)
 
 
 @table(LONG)
-def test_lines_have_a_longest(transcript: str) -> None:
+def test_strict_line_length_limit(transcript: str) -> None:
     plays(transcript)
 
 
 @table(AUTH)
-def test_an_auth_dialogue(transcript: str) -> None:
+def test_strict_auth_dialogue(transcript: str) -> None:
     plays(transcript)
 
 
 @table(WITHHELD_AUTH)
-def test_a_login_that_the_backend_would_misjudge_is_withheld(transcript: str) -> None:
+def test_auth_is_withheld_where_starttls_is(transcript: str) -> None:
     plays(transcript)
 
 
 @table(HIDDEN)
-def test_extensions_are_hidden(transcript: str) -> None:
+def test_strict_session_hides_extensions(transcript: str) -> None:
     plays(transcript)
 
 
 @table(REPLIES)
-def test_replies_are_counted(transcript: str) -> None:
+def test_strict_session_matches_replies_to_commands(transcript: str) -> None:
     plays(transcript)
 
 
 # Content.
 
-# Behind the end of the last line of content, or at its start.
+# Lone dots that only some servers take for the end of content.
 ODD_DOTS = {
     "LF.LF": '"x\\n.\\n"',
     "LF.CRLF": '"x\\n.\\r\\n"',
@@ -936,9 +942,9 @@ ODD_DOTS = {
     "CRLF.NUL CRLF": '"x\\r\\n.\\x00\\r\\n"',
     "CRLF.SP CRLF": '"x\\r\\n. \\r\\n"',
     "CRLF.TAB LF": '"x\\r\\n.\\t\\n"',
-    "the first line with LF": '".\\n"',
+    "a first line of dot LF": '".\\n"',
 }
-NO_DOTS = {
+NOT_LONE_DOTS = {
     "CR.CR": '"x\\r.\\r\\n"',
     "CRLF.CR x": '"x\\r\\n.\\rx\\r\\n"',
     "CRLF..CRLF": '"x\\r\\n..\\r\\n"',
@@ -957,7 +963,7 @@ FORBIDDEN_IN_CONTENT = (
 
 @pytest.mark.parametrize("dot", ODD_DOTS.values(), ids=ODD_DOTS.keys())
 @pytest.mark.parametrize("line", FORBIDDEN_IN_CONTENT)
-def test_behind_an_odd_dot_a_forbidden_verb_ends_the_session(
+def test_a_forbidden_verb_after_an_odd_dot_ends_the_session(
     dot: str, line: str
 ) -> None:
     plays(
@@ -975,7 +981,7 @@ def test_behind_an_odd_dot_a_forbidden_verb_ends_the_session(
 
 
 @pytest.mark.parametrize("dot", ODD_DOTS.values(), ids=ODD_DOTS.keys())
-def test_an_odd_dot_is_content_until_the_backend_says_otherwise(dot: str) -> None:
+def test_an_odd_dot_is_content_until_the_backend_replies_to_it(dot: str) -> None:
     plays(
         CONTENT
         + f"""
@@ -998,7 +1004,7 @@ def test_an_odd_dot_is_content_until_the_backend_says_otherwise(dot: str) -> Non
 
 
 @pytest.mark.parametrize("dot", ODD_DOTS.values(), ids=ODD_DOTS.keys())
-def test_behind_an_odd_dot_that_ended_content_stand_commands(dot: str) -> None:
+def test_commands_follow_an_odd_dot_that_the_backend_replied_to(dot: str) -> None:
     plays(
         CONTENT
         + f"""
@@ -1024,8 +1030,8 @@ def test_behind_an_odd_dot_that_ended_content_stand_commands(dot: str) -> None:
     )
 
 
-@pytest.mark.parametrize("dot", NO_DOTS.values(), ids=NO_DOTS.keys())
-def test_content_passes_unread_while_no_odd_dot_passed(dot: str) -> None:
+@pytest.mark.parametrize("dot", NOT_LONE_DOTS.values(), ids=NOT_LONE_DOTS.keys())
+def test_content_passes_unchecked_while_no_odd_dot_has_passed(dot: str) -> None:
     plays(
         CONTENT
         + f"""
@@ -1045,8 +1051,8 @@ def test_content_passes_unread_while_no_odd_dot_passed(dot: str) -> None:
     )
 
 
-SCREENED = {
-    "from an unknown verb on content is read": """
+CHECKED = {
+    "a forbidden verb in content after an unknown verb ends the session": """
         C> FOO
 
         B< 500 what?
@@ -1059,7 +1065,7 @@ SCREENED = {
         :: refused verb_in_content
         END verb_in_content
         """,
-    "from a known verb in an odd form on": """
+    "a forbidden verb in content after a known verb in an odd form ends the session": """
         C> " RSET\\r\\n"
 
         B< 250 ok
@@ -1071,7 +1077,7 @@ SCREENED = {
         :: refused verb_in_content
         END verb_in_content
         """,
-    "from an odd dot on the next content too": CONTENT
+    "a forbidden verb in the next content after an odd dot ends the session": CONTENT
     + """
         C> "x\\n.\\n"
         C> .
@@ -1086,7 +1092,7 @@ SCREENED = {
         :: refused verb_in_content
         END verb_in_content
         """,
-    "an ordinary message passes": """
+    "an ordinary message passes after an unknown verb": """
         C> FOO
 
         B< 500 what?
@@ -1102,7 +1108,7 @@ SCREENED = {
         B< 250 queued
         :: accepted=1
         """,
-    "a line has a longest there": """
+    "a line of checked content must not be too long": """
         C> FOO
 
         B< 500 what?
@@ -1116,7 +1122,7 @@ SCREENED = {
         <- {LINE_TOO_LONG}
         END command_too_long
         """,
-    "behind an odd dot a backend may close": CONTENT
+    "a backend may close after an odd dot": CONTENT
     + """
         C> "x\\n.\\n"
 
@@ -1124,7 +1130,7 @@ SCREENED = {
 
         !! the backend closes
         """,
-    "a backend that ran what followed the dot is behind the count": CONTENT
+    "a backend that executed what followed an odd dot ends the session": CONTENT
     + """
         C> "x\\n.\\nNOOP\\n"
 
@@ -1133,7 +1139,7 @@ SCREENED = {
         <- {OUT_OF_STEP}
         END reply_unasked
         """,
-    "a 354 behind an odd dot is out of place": CONTENT
+    "a 354 after an odd dot ends the session": CONTENT
     + """
         C> "x\\n.\\n"
 
@@ -1144,6 +1150,6 @@ SCREENED = {
 }
 
 
-@table(SCREENED)
-def test_content_is_screened_once_the_count_is_not_sure(transcript: str) -> None:
+@table(CHECKED)
+def test_unsure_session_checks_content(transcript: str) -> None:
     plays(transcript)

@@ -1,4 +1,4 @@
-"""What passes for a host name, by Postfix's rules (valid_hostname())."""
+"""Which names are host names by Postfix's rules (valid_hostname())."""
 
 import pytest
 
@@ -53,16 +53,16 @@ BAD = [
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_a_host_name_passes(name: bytes) -> None:
+def test_is_host_name_accepts_a_host_name(name: bytes) -> None:
     assert is_host_name(name)
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_none_does_not(name: bytes) -> None:
+def test_is_host_name_rejects_what_is_not_a_host_name(name: bytes) -> None:
     assert not is_host_name(name)
 
 
-def test_of_single_octets_only_letters_and_the_underscore_pass() -> None:
-    """Digits would do inside a name; alone they are an address."""
+def test_a_single_octet_is_a_host_name_only_if_it_is_a_letter_or_underscore() -> None:
+    """A digit alone looks like an address, so it is rejected too."""
     passed = bytes(octet for octet in range(256) if is_host_name(bytes([octet])))
     assert passed == b"ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz"

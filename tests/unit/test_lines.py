@@ -1,4 +1,4 @@
-"""What ends a line, what its verb is, and which octets a command may hold."""
+"""Command lines: where they end, what their verb is, and which octets they may contain."""
 
 from itertools import product
 
@@ -13,19 +13,19 @@ VERBS = {
     "any case": (b"xClient ADDR=127.0.0.1\r\n", b"XCLIENT"),
     "leading blanks": (b" \t XCLIENT x\r\n", b"XCLIENT"),
     "leading VT, FF and CR": (b"\v\f\rXCLIENT x\r\n", b"XCLIENT"),
-    "behind it a TAB": (b"XCLIENT\tx\r\n", b"XCLIENT"),
-    "behind it a VT": (b"XCLIENT\vx\r\n", b"XCLIENT"),
-    "behind it a FF": (b"XCLIENT\fx\r\n", b"XCLIENT"),
-    "behind it a CR": (b"XCLIENT\rx\r\n", b"XCLIENT"),
+    "a TAB after it": (b"XCLIENT\tx\r\n", b"XCLIENT"),
+    "a VT after it": (b"XCLIENT\vx\r\n", b"XCLIENT"),
+    "a FF after it": (b"XCLIENT\fx\r\n", b"XCLIENT"),
+    "a CR after it": (b"XCLIENT\rx\r\n", b"XCLIENT"),
     "cut at a NUL": (b"XCLIENT\0x\r\n", b"XCLIENT"),
-    "a colon belongs to it": (b"QUIT:\r\n", b"QUIT:"),
-    "so does any octet beyond ASCII": (b"\xa0XCLIENT\r\n", b"\xa0XCLIENT"),
+    "a colon is part of it": (b"QUIT:\r\n", b"QUIT:"),
+    "an octet beyond ASCII is part of it": (b"\xa0XCLIENT\r\n", b"\xa0XCLIENT"),
     "an empty line": (b"\r\n", b""),
-    "blanks alone": (b" \t \r\n", b""),
+    "only blanks": (b" \t \r\n", b""),
     "a NUL first": (b"\0XCLIENT\r\n", b""),
     "the third line of a v2 signature": (b"\0\r\n", b"\0\r\n"),
-    "not ended yet": (b"XCLI", b"XCLI"),
-    "nothing yet": (b"", b""),
+    "an unfinished line": (b"XCLI", b"XCLI"),
+    "no octets yet": (b"", b""),
 }
 
 
@@ -36,7 +36,7 @@ def test_the_verb_is_what_the_most_lenient_server_sees(
     assert verb_of(line) == verb
 
 
-def test_every_octet_ends_a_verb_or_belongs_to_it() -> None:
+def test_only_white_space_and_nul_end_a_verb() -> None:
     ends = {
         octet
         for octet in range(256)
@@ -47,7 +47,7 @@ def test_every_octet_ends_a_verb_or_belongs_to_it() -> None:
 
 @pytest.mark.parametrize("line_end", [b"\r\n", b"\n"], ids=["CRLF", "LF"])
 @pytest.mark.parametrize("octet", range(256))
-def test_control_octets_are_found_wherever_they_stand(
+def test_control_octets_are_found_anywhere_in_a_line(
     octet: int, line_end: bytes
 ) -> None:
     is_control = (octet < 0x20 and octet != 0x09) or octet == 0x7F
@@ -59,7 +59,7 @@ def test_control_octets_are_found_wherever_they_stand(
 
 
 @pytest.mark.parametrize("verb", [b"", b"NOOP", b"a", b" NOOP", b"\r", b"NO-OP"])
-def test_a_line_is_ordinary_that_is_plain_and_holds_no_control_octet(
+def test_an_ordinary_line_is_plain_and_has_no_control_octet(
     verb: bytes,
 ) -> None:
     octets = [bytes([octet]) for octet in range(256) if octet != 0x0A]

@@ -1,4 +1,4 @@
-"""Replies: what the parser makes of the backend's, and what all of ours have in common."""
+"""Replies: how the backend's are parsed, and what all our own have in common."""
 
 import re
 
@@ -15,7 +15,7 @@ from proxyshim.smtp.replies import (
 
 
 def parse(pieces: list[bytes]) -> list[Reply]:
-    """Return all replies that come of *pieces*, in order."""
+    """Return the replies that *pieces* consist of, in order."""
     parser = ReplyParser()
     found = []
     for piece in pieces:
@@ -26,7 +26,7 @@ def parse(pieces: list[bytes]) -> list[Reply]:
 
 
 def reads(octets: bytes, *expected: tuple[int, bytes]) -> None:
-    """Check what is read: whole, cut at every octet, and one octet at a time."""
+    """Check what is read from *octets* whole, cut at every byte, and byte by byte."""
     replies_expected = [Reply(*one) for one in expected]
     for cut in range(len(octets)):
         assert parse([octets[:cut], octets[cut:]]) == replies_expected
@@ -47,9 +47,9 @@ READ = {
     "a bare LF": [(250, b"250 ok\n")],
     "several lines": [(250, b"250-mx\r\n250-SIZE\r\n250 HELP\r\n")],
     "line ends mixed": [(250, b"250-mx\n250-SIZE\r\n250 HELP\n")],
-    "an empty line in it": [(214, b"214-\r\n214 end\r\n")],
+    "an empty line in the middle": [(214, b"214-\r\n214 end\r\n")],
     "the last line's code counts": [(451, b"250-mx\r\n451 no\r\n")],
-    "a last line without separator": [(250, b"250-mx\r\n250\r\n")],
+    "several lines, no separator in the last": [(250, b"250-mx\r\n250\r\n")],
     "octets beyond ASCII": [(220, b"220 \xc3\xa9\xff\r\n")],
     "a bare CR ends no line": [(250, b"250-a\r250 b\r\n250 c\r\n")],
     "three at once": [
@@ -74,7 +74,7 @@ def test_replies_are_read_in_any_split(expected: list[tuple[int, bytes]]) -> Non
         b"250 ok",
     ],
 )
-def test_an_unfinished_reply_is_not_yet(octets: bytes) -> None:
+def test_an_unfinished_reply_is_not_returned(octets: bytes) -> None:
     parser = ReplyParser()
     parser.feed(octets)
     assert parser.next() is None
@@ -102,12 +102,12 @@ def test_an_unfinished_reply_is_not_yet(octets: bytes) -> None:
         b"2\xb250 ok\r\n",
     ],
 )
-def test_what_is_no_reply_line_is_the_backends_failure(octets: bytes) -> None:
+def test_a_line_that_is_not_a_reply_line_is_a_backend_failure(octets: bytes) -> None:
     assert fails([octets]).startswith("not a reply line: b")
     assert fails([octets[:1], octets[1:]]).startswith("not a reply line: b")
 
 
-def test_the_longest_reply_line_is_read_and_a_longer_one_is_not() -> None:
+def test_the_length_of_a_reply_line_is_limited() -> None:
     longest = b"250 " + b"x" * (MAX_REPLY_LINE_OCTETS - 6) + b"\r\n"
     assert parse([longest]) == [Reply(250, longest)]
     longer = b"250 " + b"x" * (MAX_REPLY_LINE_OCTETS - 5) + b"\r\n"
@@ -116,24 +116,24 @@ def test_the_longest_reply_line_is_read_and_a_longer_one_is_not() -> None:
     assert fails([unfinished]) == f"reply line exceeds {MAX_REPLY_LINE_OCTETS} octets"
 
 
-def test_a_reply_without_end_is_given_up() -> None:
+def test_the_length_of_a_reply_is_limited() -> None:
     lines = MAX_REPLY_OCTETS // 1000 + 1
     detail = fails([b"250-" + b"x" * 994 + b"\r\n"] * lines)
     assert detail == f"reply exceeds {MAX_REPLY_OCTETS} octets"
 
 
-def test_a_bad_line_is_quoted_short_and_printable() -> None:
+def test_the_error_quotes_a_short_printable_part_of_a_bad_line() -> None:
     detail = fails([b"\x1b[2J\xff" + b"x" * 500 + b"\r\n"])
     assert detail.isprintable()
     assert len(detail) < 160
 
 
-def test_positive_is_2yz() -> None:
+def test_a_positive_reply_has_a_2yz_code() -> None:
     positive = [code for code in range(200, 600) if Reply(code, b"").positive]
     assert positive == list(range(200, 300))
 
 
-def test_the_text_of_each_line_stands_without_code_and_line_end() -> None:
+def test_the_lines_of_a_reply_have_no_code_and_no_line_end() -> None:
     reply = Reply(250, b"250-a b\r\n250-\n250-c\rd\r\n250 e\r\n")
     assert reply.lines == [b"a b", b"", b"c\rd", b"e"]
 
@@ -144,9 +144,9 @@ def test_an_excerpt_is_one_printable_line() -> None:
     assert reply.excerpt(5) == "550-a"
 
 
-# Ours.
+# Our own replies.
 
-OURS = {
+OUR_OWN = {
     name: value
     for name, value in vars(replies).items()
     if isinstance(value, bytes) and name.isupper()
@@ -156,20 +156,22 @@ ENDING = {b"421"}
 REFUSING = {b"550", b"502", b"454"}
 
 
-@pytest.mark.parametrize("reply", OURS.values(), ids=OURS.keys())
-def test_every_reply_of_ours_is_one_line_with_an_enhanced_code(reply: bytes) -> None:
+@pytest.mark.parametrize("reply", OUR_OWN.values(), ids=OUR_OWN.keys())
+def test_every_reply_that_we_send_is_one_line_with_an_enhanced_code(
+    reply: bytes,
+) -> None:
     assert GRAMMAR.fullmatch(reply)
     assert parse([reply]) == [Reply(int(reply[:3]), reply)]
     assert reply[:3] in ENDING | REFUSING
 
 
-def test_only_the_clients_own_commands_are_refused_for_good() -> None:
-    permanent = {name for name, reply in OURS.items() if reply[:1] == b"5"}
+def test_only_refusals_of_xclient_and_bdat_are_permanent() -> None:
+    permanent = {name for name, reply in OUR_OWN.items() if reply[:1] == b"5"}
     assert permanent == {"NOT_AUTHORIZED", "CHUNKING_UNAVAILABLE"}
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])
-def test_the_refusal_of_a_header_names_the_peer(address: str) -> None:
+def test_the_refusal_of_a_proxy_header_names_the_peer(address: str) -> None:
     reply = replies.header_forbidden(address)
     assert reply == f"421 4.7.1 PROXY not allowed from [{address}]\r\n".encode()
     assert GRAMMAR.fullmatch(reply)

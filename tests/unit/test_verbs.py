@@ -1,4 +1,4 @@
-"""The table of verbs: what no later change to it may forget."""
+"""The table of verbs: properties that every change to it must keep."""
 
 from itertools import product
 
@@ -7,24 +7,24 @@ import pytest
 from proxyshim.smtp import replies
 from proxyshim.smtp.lines import verb_of
 from proxyshim.smtp.verbs import (
+    FORBIDDEN_WHILE_STRICT,
     HIDDEN_ALWAYS,
     HIDDEN_WHILE_STRICT,
-    NEVER_WHILE_STRICT,
     UNKNOWN,
     VERBS,
     Kind,
-    find_never,
-    may_be_refused,
+    find_forbidden,
+    may_become_refused,
     read_bdat,
 )
 
 
-def test_only_our_own_verbs_are_refused_always() -> None:
+def test_only_verbs_that_claim_an_identity_are_always_refused() -> None:
     refused = {verb for verb, row in VERBS.items() if row.always}
     assert refused == {b"XCLIENT", b"XFORWARD", b"PROXY", b"\0\r\n"}
 
 
-def test_what_no_server_may_read_as_a_command_while_strict() -> None:
+def test_which_verbs_are_forbidden_while_strict() -> None:
     assert {
         b"XCLIENT",
         b"XFORWARD",
@@ -32,22 +32,22 @@ def test_what_no_server_may_read_as_a_command_while_strict() -> None:
         b"\0\r\n",
         b"BDAT",
         b"STARTTLS",
-    } == NEVER_WHILE_STRICT
+    } == FORBIDDEN_WHILE_STRICT
 
 
-def test_what_changes_the_framing_is_waited_for() -> None:
+def test_which_verbs_make_the_client_wait_for_the_reply() -> None:
     waiting = {verb for verb, row in VERBS.items() if row.waits}
     assert waiting == {b"EHLO", b"HELO", b"DATA", b"AUTH", b"STARTTLS", b"BDAT"}
     assert UNKNOWN.waits
 
 
-def test_a_check_may_say_five_commands() -> None:
+def test_a_check_only_session_permits_five_commands() -> None:
     allowed = {verb for verb, row in VERBS.items() if row.in_check}
     assert allowed == {b"EHLO", b"HELO", b"NOOP", b"RSET", b"QUIT"}
     assert not UNKNOWN.in_check
 
 
-def test_refusals_that_end_a_session() -> None:
+def test_which_refused_verbs_end_the_session() -> None:
     ending = {
         verb
         for verb, row in VERBS.items()
@@ -64,7 +64,7 @@ def test_a_refusal_that_ends_a_session_never_bounces_mail() -> None:
                 assert refusal.reply.startswith(b"421 ")
 
 
-def test_the_replies_are_those_of_the_design() -> None:
+def test_which_codes_refuse_xclient_bdat_and_starttls() -> None:
     assert VERBS[b"XCLIENT"].always is not None
     assert VERBS[b"XCLIENT"].always.reply == replies.NOT_AUTHORIZED
     assert replies.NOT_AUTHORIZED.startswith(b"550 5.7.0 ")
@@ -72,7 +72,7 @@ def test_the_replies_are_those_of_the_design() -> None:
     assert replies.TLS_UNAVAILABLE.startswith(b"454 4.7.0 ")
 
 
-def test_hidden_keywords() -> None:
+def test_which_keywords_are_hidden() -> None:
     assert {b"XCLIENT", b"XFORWARD"} == HIDDEN_ALWAYS
     assert {
         b"STARTTLS",
@@ -82,51 +82,68 @@ def test_hidden_keywords() -> None:
     } == HIDDEN_WHILE_STRICT - HIDDEN_ALWAYS
 
 
-def test_an_unknown_verb_is_nothing_special_but_for_its_framing() -> None:
+def test_an_unknown_verb_is_forwarded_as_an_ordinary_command() -> None:
     assert UNKNOWN.kind is Kind.COMMAND
     assert UNKNOWN.always is None
     assert UNKNOWN.strict is None
 
 
-MAY_BE = [b"", b" ", b"\t\v\f\r", b"x", b"  XC", b"xfor", b"P", b"PrOx", b"\0", b"\0\r"]
-MAY_BE += [b"XCLIENT", b"XCLIENT ADDR=", b" proxy\t", b"XCLIENT\0", b"\r\0\r"]
-CANNOT_BE = [b"E", b"XA", b"XCLIENTS", b"PROXYX", b".", b"\0X", b"\0\rX", b" \xa0X"]
-CANNOT_BE += [b"XFORWAR D", b"XCLIEN\0T"]
+MAY_BECOME_REFUSED = [
+    b"",
+    b" ",
+    b"\t\v\f\r",
+    b"x",
+    b"  XC",
+    b"xfor",
+    b"P",
+    b"PrOx",
+    b"\0",
+    b"\0\r",
+]
+MAY_BECOME_REFUSED += [
+    b"XCLIENT",
+    b"XCLIENT ADDR=",
+    b" proxy\t",
+    b"XCLIENT\0",
+    b"\r\0\r",
+]
+NEVER_REFUSED = [b"E", b"XA", b"XCLIENTS", b"PROXYX", b".", b"\0X", b"\0\rX", b" \xa0X"]
+NEVER_REFUSED += [b"XFORWAR D", b"XCLIEN\0T"]
 
 
-@pytest.mark.parametrize("start", MAY_BE)
-def test_a_line_that_may_become_a_refused_command(start: bytes) -> None:
-    assert may_be_refused(start)
+@pytest.mark.parametrize("start", MAY_BECOME_REFUSED)
+def test_the_start_of_a_line_that_may_become_a_refused_command(start: bytes) -> None:
+    assert may_become_refused(start)
 
 
-@pytest.mark.parametrize("start", CANNOT_BE)
-def test_a_line_that_cannot_become_one(start: bytes) -> None:
-    assert not may_be_refused(start)
+@pytest.mark.parametrize("start", NEVER_REFUSED)
+def test_the_start_of_a_line_that_cannot_become_a_refused_command(start: bytes) -> None:
+    assert not may_become_refused(start)
 
 
-def first_by_line(content: bytes) -> int | None:
-    """Find by verb_of() what find_never() finds at once."""
+def find_by_line(content: bytes) -> int | None:
+    """Return the same as find_forbidden(), by calling verb_of() for every line."""
     start = 0
     for line in content.split(b"\n")[:-1]:
-        if verb_of(line + b"\n") in NEVER_WHILE_STRICT:
+        if verb_of(line + b"\n") in FORBIDDEN_WHILE_STRICT:
             return start
         start += len(line) + 1
     return None
 
 
-def test_never_verbs_are_found_in_content_as_they_are_in_a_line() -> None:
+def test_find_forbidden_agrees_with_verb_of() -> None:
     before = [b"", b" ", b"\t\v\f\r", b"\0", b"x", b".", b"\xa0"]
-    behind = [bytes([octet]) for octet in range(256)] + [b"", b" x", b"\r", b"S"]
+    after = [bytes([octet]) for octet in range(256)] + [b"", b" x", b"\r", b"S"]
     found = 0
-    for verb in [*NEVER_WHILE_STRICT, b"xClient", b"bdat", b"NOOP", b""]:
-        for start, rest in product(before, behind):
+    for verb in [*FORBIDDEN_WHILE_STRICT, b"xClient", b"bdat", b"NOOP", b""]:
+        for start, rest in product(before, after):
             line = start + verb + rest + b"\n"
             for content in (line, b"a\r\n" + line + b"PROXY\n"):
-                where = find_never(content, 0, len(content))
-                assert where == first_by_line(content), content
+                where = find_forbidden(content, 0, len(content))
+                assert where == find_by_line(content), content
                 found += where is not None
-            assert find_never(b"PROXY\n" + line, 6, 6 + len(line)) == (
-                None if first_by_line(line) is None else 6
+            assert find_forbidden(b"PROXY\n" + line, 6, 6 + len(line)) == (
+                None if find_by_line(line) is None else 6
             )
     assert found > 1000
 
@@ -141,7 +158,7 @@ BDAT = {
 
 
 @pytest.mark.parametrize(("line", "chunk"), BDAT.items(), ids=map(repr, BDAT))
-def test_a_bdat_that_all_servers_read_alike(
+def test_read_bdat_accepts_a_size_that_all_servers_read_alike(
     line: bytes, chunk: tuple[int, bool]
 ) -> None:
     assert read_bdat(line) == chunk
@@ -171,7 +188,7 @@ def test_a_bdat_that_all_servers_read_alike(
         b"BDAT 12 LAST",
     ],
 )
-def test_a_bdat_that_servers_read_differently_is_not_for_us_to_tell(
+def test_read_bdat_rejects_a_size_that_servers_read_differently(
     line: bytes,
 ) -> None:
     assert read_bdat(line) is None

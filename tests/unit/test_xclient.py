@@ -1,4 +1,4 @@
-"""Our XCLIENT command: which attributes, in which words, and how long at most."""
+"""Our XCLIENT command: its attributes, their values, and its length."""
 
 import re
 from ipaddress import ip_address
@@ -23,12 +23,12 @@ LONGEST = b".".join([b"a" * 63, b"b" * 63, b"c" * 63, b"d" * 63])
 
 
 def names_in(names: Names) -> bytes:
-    """Return what the command says of the names."""
+    """Return the part of the command that conveys *names*."""
     line = xclient_command(ALL, CLIENT, None, names)
     return line.removeprefix(b"XCLIENT ADDR=203.0.113.7 PORT=40001 ").strip()
 
 
-SAID = [
+CONVEYED = [
     (Names(b"a.example", b"a.example"), b"NAME=a.example"),
     (
         Names(UNAVAILABLE, b"a.example"),
@@ -46,10 +46,12 @@ SAID = [
 ]
 
 
-@pytest.mark.parametrize(("names", "said"), SAID)
-def test_the_backend_keeps_no_name_of_ours(names: Names, said: bytes) -> None:
-    """Postfix takes NAME for both, but only where it is one."""
-    assert names_in(names) == said
+@pytest.mark.parametrize(("names", "conveyed"), CONVEYED)
+def test_the_backend_keeps_neither_of_our_own_names(
+    names: Names, conveyed: bytes
+) -> None:
+    """Postfix sets both names from NAME, but only if it is a host name."""
+    assert names_in(names) == conveyed
 
 
 @pytest.mark.parametrize(
@@ -60,15 +62,21 @@ def test_the_backend_keeps_no_name_of_ours(names: Names, said: bytes) -> None:
         Names(TEMPUNAVAIL, LONGEST),
     ],
 )
-def test_the_longest_command_is_short_enough(names: Names) -> None:
+def test_the_longest_xclient_command_is_within_the_limit(names: Names) -> None:
     farthest = Endpoint(ip_address("2001:db8:ffff:ffff:ffff:ffff:ffff:ffff"), 65_535)
     line = xclient_command(ALL, farthest, farthest, names)
     assert len(LONGEST) == 255
     assert len(line) <= MAX_COMMAND_OCTETS
 
 
-def test_names_from_the_dns_are_told_from_markers() -> None:
-    assert [names.are_from_dns for names, _ in SAID] == [True, True, True, False, False]
+def test_names_from_the_dns_are_distinguished_from_markers() -> None:
+    assert [names.are_from_dns for names, _ in CONVEYED] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 # Attributes.
@@ -87,7 +95,7 @@ NEVER_SENT = [b"PROTO", b"HELO", b"LOGIN", b"SESSION", b"TTL", b"TIMEOUT", b"FOR
 
 
 @pytest.mark.parametrize("count", range(len(VALUES) + 1))
-def test_what_is_offered_is_sent_in_our_order_and_nothing_else(count: int) -> None:
+def test_only_offered_attributes_are_sent_and_in_our_order(count: int) -> None:
     for offered in combinations(VALUES, count):
         line = xclient_command(
             b" ".join([*NEVER_SENT, *reversed(offered)]),
@@ -99,23 +107,23 @@ def test_what_is_offered_is_sent_in_our_order_and_nothing_else(count: int) -> No
         assert line == b" ".join([b"XCLIENT", *attributes]) + b"\r\n"
 
 
-def test_the_offer_may_be_written_in_any_case() -> None:
+def test_offered_attributes_may_be_in_any_case() -> None:
     assert xclient_command(b"name addr\tPort", CLIENT, None) == (
         b"XCLIENT ADDR=203.0.113.7 PORT=40001 NAME=[UNAVAILABLE]\r\n"
     )
 
 
-def test_each_backend_is_sent_what_it_offers() -> None:
+def test_each_backend_receives_the_attributes_that_it_offers() -> None:
     for _ in range(2):
         assert xclient_command(b"ADDR", CLIENT, None) == b"XCLIENT ADDR=203.0.113.7\r\n"
         assert xclient_command(b"port", CLIENT, None) == b"XCLIENT PORT=40001\r\n"
 
 
-def test_without_a_destination_none_is_said() -> None:
+def test_without_a_destination_no_destination_attribute_is_sent() -> None:
     assert b"DEST" not in xclient_command(ALL, CLIENT, None, REVERSE_ONLY)
 
 
-def test_a_client_without_an_address_is_one_that_is_not_known() -> None:
+def test_a_client_without_an_address_is_conveyed_as_unavailable() -> None:
     assert xclient_command(ALL, None, None) == (
         b"XCLIENT ADDR=[UNAVAILABLE] PORT=[UNAVAILABLE] NAME=[UNAVAILABLE]"
         b" REVERSE_NAME=[UNAVAILABLE]\r\n"
@@ -132,15 +140,17 @@ ADDRESSES = {
 }
 
 
-@pytest.mark.parametrize(("text", "said"), ADDRESSES.items(), ids=ADDRESSES.keys())
-def test_an_address_is_said_as_the_backend_reads_it(text: str, said: bytes) -> None:
+@pytest.mark.parametrize(("text", "attribute"), ADDRESSES.items(), ids=ADDRESSES.keys())
+def test_an_address_is_written_as_the_backend_reads_it(
+    text: str, attribute: bytes
+) -> None:
     client = read_socket_address((text, 0, 0, 1))
     assert client is not None
-    assert xclient_command(b"ADDR", client, None) == b"XCLIENT " + said + b"\r\n"
+    assert xclient_command(b"ADDR", client, None) == b"XCLIENT " + attribute + b"\r\n"
 
 
 @pytest.mark.parametrize("port", [0, 1, 25, 65_535])
-def test_every_port_is_said(port: int) -> None:
+def test_every_port_is_sent(port: int) -> None:
     line = xclient_command(b"PORT", Endpoint(CLIENT.address, port), None)
     assert line == b"XCLIENT PORT=%d\r\n" % port
 
@@ -156,7 +166,7 @@ def test_every_port_is_said(port: int) -> None:
         (b"ADDRESS", False),
     ],
 )
-def test_without_addr_no_identity_can_be_conveyed(
+def test_no_client_can_be_conveyed_without_the_addr_attribute(
     parameters: bytes | None, offers: bool
 ) -> None:
     assert offers_identity(parameters) is offers
@@ -166,7 +176,7 @@ def test_without_addr_no_identity_can_be_conveyed(
 
 
 @pytest.mark.parametrize("octet", range(256))
-def test_an_octet_that_is_not_plain_is_escaped(octet: int) -> None:
+def test_a_name_is_encoded_as_xtext(octet: int) -> None:
     name = b"a" + bytes([octet]) + b"b"
     line = xclient_command(b"NAME", CLIENT, None, Names(name, name))
     plain = 0x21 <= octet <= 0x7E and octet not in b"+="
@@ -175,7 +185,7 @@ def test_an_octet_that_is_not_plain_is_escaped(octet: int) -> None:
     assert re.fullmatch(rb"[ -~]+\r\n", line)
 
 
-def test_a_line_of_512_octets_is_never_built() -> None:
+def test_an_xclient_line_of_512_octets_is_never_built() -> None:
     room = MAX_COMMAND_OCTETS - len(b"XCLIENT NAME=\r\n")
     longest = b"x" * room
     line = xclient_command(b"NAME", CLIENT, None, Names(longest, longest))
@@ -185,5 +195,5 @@ def test_a_line_of_512_octets_is_never_built() -> None:
             xclient_command(b"NAME", CLIENT, None, Names(longer, longer))
 
 
-def test_no_names_are_markers() -> None:
+def test_no_names_consists_of_markers() -> None:
     assert Names(UNAVAILABLE, UNAVAILABLE) == NO_NAMES

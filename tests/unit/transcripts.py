@@ -1,20 +1,21 @@
 """Transcripts of guarded dialogues: a small language, and a player that checks them.
 
-    C> NOOP        the client sends a line, which arrives at the backend, at once
-    C| NOOP        the client sends a line that does not arrive, or not yet
-    -> NOOP        a line arrives at the backend: held before
-    B< 250 ok      the backend sends a line, which arrives at the client
-    B| 250-XCLIENT the backend sends a line that does not arrive as it is
-    <- 550 no      a line arrives at the client: ours, changed, or held before
-    <- {OUT_OF_STEP}   the same, by its name in replies.py
-    !! drain       something else happens: see EVENTS
-    :: relaxed idle    where the dialogue stands now: see FACTS
-    END reason     the session is at its end, and everything owed was put out
+    C> NOOP        the client sends a line, and the backend receives it at once
+    C| NOOP        the client sends a line, and the backend does not receive it, or not yet
+    -> NOOP        the backend receives a line that was held until now
+    B< 250 ok      the backend sends a line, and the client receives it
+    B| 250-XCLIENT the backend sends a line that the client does not receive in this form
+    <- 550 no      the client receives a line that is our own, was changed, or was held
+    <- {OUT_OF_STEP}   the same, for a reply with this name in replies.py
+    !! drain       another event happens, see EVENTS
+    :: relaxed idle    these facts are true now, see FACTS
+    END reason     the session has ended for this reason, and every owed reply was delivered
 
-A line is followed by CRLF; one in quotes is exactly these octets, with Python's escapes, and
-may be repeated: ``"x" * 10``.  Lines that one side sends are one packet, up to a blank line or
-a look at where the dialogue stands.  What is to arrive is compared when all of the packet was
-fed, so it may be written where it reads best.  Nothing arrives that is not written.
+CRLF is added to every line, unless it is in quotes: a quoted line stands for exactly those bytes,
+with Python's escapes, and may be repeated, as in ``"x" * 10``.  All lines that one side sends, up
+to a blank line or a ``::`` line, are one packet.  We compare what arrives after the whole packet
+was fed, so the order of the lines within a packet is free.  Nothing may arrive that the transcript
+does not mention.
 """
 
 import ast
@@ -30,7 +31,7 @@ from proxyshim.smtp import replies
 from proxyshim.smtp.guard import Guard, Mode, Rules, Transaction
 from tests import feeding
 
-# An event; a packet is one as well, its side "C" or "B".
+# What else may happen, besides packets from the client ("C") and the backend ("B").
 EVENTS: dict[str, Callable[[Guard], None]] = {
     "drain": lambda guard: guard.end(Reason.SHUTDOWN, replies.SHUTTING_DOWN),
     "timeout": lambda guard: guard.abandon(
@@ -70,7 +71,7 @@ _QUOTED = re.compile(r'("(?:[^"\\]|\\.)*")(?: \* (\d+))?')
 
 @dataclass(slots=True)
 class Step:
-    """A packet or an event, and what must be seen of the guard when it is done."""
+    """A packet or an event, and what the guard must show afterwards."""
 
     actor: str  # "C", "B" or "!!"
     octets: bytes = b""
@@ -83,7 +84,7 @@ class Step:
 
 
 def octets_of(text: str) -> bytes:
-    """Return what a line of a transcript stands for."""
+    """Return the bytes that a line of a transcript stands for."""
     if named := re.fullmatch(r"\{(\w+)\}", text):
         reply = getattr(replies, named[1])
         assert isinstance(reply, bytes)
@@ -129,7 +130,7 @@ def read_transcript(transcript: str) -> list[Step]:
         elif mark == "END":
             step.end = text
         else:
-            assert mark in ("C|", "B|", "!!"), f"no mark of the language: {line!r}"
+            assert mark in ("C|", "B|", "!!"), f"not a transcript line: {line!r}"
     return steps
 
 
@@ -146,16 +147,16 @@ def whole(octets: bytes) -> list[bytes]:
     return [octets]
 
 
-def octet_by_octet(octets: bytes) -> list[bytes]:
+def byte_by_byte(octets: bytes) -> list[bytes]:
     return [octets[i : i + 1] for i in range(len(octets))]
 
 
 def splits(steps: list[Step]) -> Iterator[Split]:
-    """Return every way to cut packets that a transcript is played in."""
+    """Return all the ways in which to split the packets of a transcript."""
     yield whole
-    yield octet_by_octet
+    yield byte_by_byte
     longest = max(len(step.octets) for step in steps)
-    # Of a very long packet, its two ends.
+    # A very long packet is cut only near its two ends.
     for position in range(1, min(longest, 400)):
         yield cut_at(position)
         if longest > 400:
@@ -169,7 +170,7 @@ def play(
     from_client: feeding.Feed = feeding.from_client,
     from_backend: feeding.Feed = feeding.from_backend,
 ) -> Guard:
-    """Play a transcript; check everything that can be seen of the guard at each step."""
+    """Play a transcript, and check everything that the guard shows after each step."""
     guard = Guard(rules)
     for number, step in enumerate(steps, 1):
         at_backend = at_client = b""
@@ -188,7 +189,7 @@ def play(
         assert at_backend == step.at_backend, f"at the backend, {where}"
         assert at_client == step.at_client, f"at the client, {where}"
         for fact in step.facts:
-            assert FACTS[fact](guard), f"not {fact}, {where}"
+            assert FACTS[fact](guard), f"{fact} is not true, {where}"
         assert guard.refused == step.refused, f"refused, {where}"
         guard.refused.clear()
         reason = guard.end_reason if guard.finished else None
@@ -197,7 +198,7 @@ def play(
 
 
 def plays(transcript: str, rules: Rules | None = None) -> None:
-    """Check a transcript whole, cut at every octet, and one octet at a time."""
+    """Check a transcript with its packets whole, cut at every byte, and byte by byte."""
     steps = read_transcript(transcript)
     for split in splits(steps):
         play(steps, split, rules or Rules())
@@ -205,7 +206,7 @@ def plays(transcript: str, rules: Rules | None = None) -> None:
 
 
 def table(transcripts: Mapping[str, str]) -> pytest.MarkDecorator:
-    """Make a test of each entry of a table: what it shows -> the transcript."""
+    """Make a test of each entry, which maps the name of a test to its transcript."""
     params: list[ParameterSet] = [
         pytest.param(transcript, id=name.replace(" ", "_"))
         for name, transcript in transcripts.items()
@@ -213,9 +214,9 @@ def table(transcripts: Mapping[str, str]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("transcript", params)
 
 
-# Beginnings.
+# How most transcripts begin.
 
-# The backend judges the client by its own address: the session is relaxed from here on.
+# The backend judges the client by the client's own address, so the session becomes relaxed.
 RELAXED = """
 C> EHLO client.example
 
@@ -228,7 +229,7 @@ B< 250 AUTH PLAIN LOGIN
 
 """
 
-# The backend keeps the right: the session stays strict.
+# The backend still grants XCLIENT, so the session stays strict.
 STRICT = """
 C> EHLO client.example
 

@@ -1,0 +1,167 @@
+"""The backend's direction: which mode its EHLO reply decides, and where each reply leads.
+
+This is the only module that makes a session relaxed, or strict again.  guard.py explains why the
+reply to an EHLO may decide that.
+"""
+
+from typing import Final
+
+from proxyshim.errors import Reason
+from proxyshim.smtp import replies
+from proxyshim.smtp.dialogue import Dialogue, Mode, State
+from proxyshim.smtp.extensions import hide, read_keywords
+from proxyshim.smtp.relaxed import RelaxedReader
+from proxyshim.smtp.replies import Reply, ReplyParser
+from proxyshim.smtp.strict import StrictReader
+from proxyshim.smtp.verbs import HIDDEN_ALWAYS, Kind
+
+
+class BackendReader:
+    """Reads the backend's replies, delivers them, and updates the dialogue."""
+
+    __slots__ = (
+        "_dialogue",
+        "_relaxed",
+        "_strict",
+        "extensions",
+        "parser",
+    )
+
+    def __init__(
+        self,
+        dialogue: Dialogue,
+        strict: StrictReader,
+        relaxed: RelaxedReader,
+    ) -> None:
+        """Begin after the greeting."""
+        self._dialogue = dialogue
+        self._strict = strict
+        self._relaxed = relaxed
+        self.parser = ReplyParser()
+        self.extensions: frozenset[bytes] = frozenset()  # offered to the client's EHLO
+
+    def read_next(self) -> bool:
+        """Read one reply of those that ``parser`` was fed.  Return False if none is complete.
+
+        Raises BackendError if the bytes are not a reply.
+        """
+        reply = self.parser.next()
+        if reply is None:
+            return False
+        self._read(reply)
+        return True
+
+    def release_unfinished(self) -> None:
+        """Deliver the start of an unfinished reply, because nothing is parsed any more.
+
+        Call it once the session is opaque: what looked like the start of a reply may be
+        anything, TLS for example.
+        """
+        if rest := self.parser.take_rest():
+            self._dialogue.to_client.append(rest)
+
+    def decide_state(self, kind: Kind, code: int) -> None:
+        """Decide what the client's next bytes are, now that the awaited reply is here."""
+        dialogue = self._dialogue
+        if code == 354:
+            dialogue.begin_content()
+        elif code == 334:
+            dialogue.state = State.ANSWER
+        elif code == 220 and kind is Kind.STARTTLS:
+            self._relaxed.stop_tracking()  # a strict session never forwards STARTTLS
+        else:
+            dialogue.state = _COMMAND
+        if self._relaxed.kept_copy and dialogue.end_reason is None:
+            self._relaxed.read_kept_copy()
+
+    def _read(self, reply: Reply) -> None:
+        dialogue = self._dialogue
+        if not dialogue.owed:
+            self._read_unsolicited(reply)
+            return
+        kind = dialogue.owed.pop(0)
+        assert isinstance(kind, Kind)  # our own are delivered as soon as they are first
+        dialogue.note_reply(kind, reply.code)
+        if kind is _EHLO and reply.code == 250:
+            self._read_offer(reply)
+        else:
+            dialogue.to_client.append(reply.raw)
+        while dialogue.owed and isinstance(own := dialogue.owed[0], bytes):
+            del dialogue.owed[0]
+            dialogue.deliver_own(own)
+        if _ONLY_AFTER.get(reply.code, kind) is not kind:
+            self._lose_track()
+        elif dialogue.state is _UNDECIDED and not dialogue.owed:
+            self.decide_state(kind, reply.code)
+
+    def _read_offer(self, reply: Reply) -> None:
+        """Deliver the reply to the client's own EHLO, and let it decide the mode."""
+        dialogue = self._dialogue
+        was_relaxed = dialogue.mode is _RELAXED
+        offered = self.extensions = read_keywords(reply)
+        if b"XCLIENT" in offered:
+            dialogue.mode = _STRICT
+        elif offered and not dialogue.unsure and not self._strict.is_check_only:
+            dialogue.mode = _RELAXED
+        hidden = HIDDEN_ALWAYS
+        if dialogue.mode is _STRICT:
+            self._strict.note_offer(offered)
+            hidden = self._strict.hidden_keywords
+        unchanged = hidden.isdisjoint(offered)
+        dialogue.to_client.append(reply.raw if unchanged else hide(reply, hidden))
+        if was_relaxed and dialogue.mode is _STRICT:
+            self._return_to_strict()
+
+    def _return_to_strict(self) -> None:
+        """End the session if anything that strict rules did not check may still be executed.
+
+        A backend that dropped the right has granted it again, and whatever we forwarded since
+        the EHLO was forwarded by the relaxed rules.
+        """
+        dialogue = self._dialogue
+        dialogue.unsure = True
+        at_command = dialogue.state is _COMMAND and not self._relaxed.is_ahead
+        if dialogue.owed or not at_command:
+            dialogue.end(Reason.REPLY_OUT_OF_PLACE, replies.OUT_OF_STEP)
+
+    def _lose_track(self) -> None:
+        """Handle a reply that none of the client's commands can have caused."""
+        dialogue = self._dialogue
+        if dialogue.mode is _STRICT:
+            # From here on we do not know what the backend reads, so the state never changes.
+            dialogue.state = _UNDECIDED
+            dialogue.end(Reason.REPLY_OUT_OF_PLACE, replies.OUT_OF_STEP)
+        else:
+            self._relaxed.stop_tracking()
+
+    def _read_unsolicited(self, reply: Reply) -> None:
+        """Deliver a reply that, by our count, answers no command."""
+        dialogue = self._dialogue
+        dialogue.note_reply(None, reply.code)
+        dialogue.to_client.append(reply.raw)
+        if reply.code in _ONLY_AFTER:
+            self._lose_track()
+        elif dialogue.state is State.CONTENT and dialogue.scanner.odd_dot:
+            # The server took the odd dot for the end, so what followed it are commands.
+            dialogue.state = _COMMAND
+            dialogue.note_reply(Kind.CONTENT, reply.code)
+            self._relaxed.read_kept_copy()
+        elif dialogue.mode is _STRICT:
+            own = b"" if dialogue.backend_quitting else replies.OUT_OF_STEP
+            dialogue.end(Reason.REPLY_UNASKED, own)
+        elif dialogue.state is State.CONTENT and not reply.positive:
+            # The server discards the rest up to the final dot, and does not reply again.
+            dialogue.answered_early = True
+            dialogue.mail_accepted = False
+
+
+# Each of these codes changes how the backend reads what follows, and has one command that it
+# can answer.
+_ONLY_AFTER: Final = {220: Kind.STARTTLS, 334: Kind.AUTH, 354: Kind.DATA}
+
+# Global names, because attributes of an Enum are slow to look up in Python 3.11.
+_STRICT: Final = Mode.STRICT
+_RELAXED: Final = Mode.RELAXED
+_COMMAND: Final = State.COMMAND
+_UNDECIDED: Final = State.UNDECIDED
+_EHLO: Final = Kind.EHLO
