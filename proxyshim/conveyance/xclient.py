@@ -58,11 +58,21 @@ class Xclient:
         warn: Warn,
     ) -> Relayed:
         """Open a connection that runs as the client; see the contract."""
+        backend = await dial.connect()
         try:
-            return await _open(dial, identity, get_names)
+            return await _introduce(backend, dial, identity, get_names)
         except NamesRefused as error:
+            backend.quit()
             warn("names_refused", error.detail)
-            return await _open(dial, identity, no_names)
+        except BaseException as error:
+            _leave(backend, error)
+            raise
+        backend = await dial.connect()
+        try:
+            return await _introduce(backend, dial, identity, no_names)
+        except BaseException as error:
+            _leave(backend, error)
+            raise
 
     async def is_up(self, dial: Dial) -> bool:
         """Return True if the backend greets us and offers an XCLIENT that conveys addresses."""
@@ -76,16 +86,12 @@ class Xclient:
         return offers_identity(offered.get(b"XCLIENT"))
 
 
-async def _open(dial: Dial, identity: Identity, get_names: GetNames) -> Relayed:
-    backend = await dial.connect()
-    try:
-        return await _introduce(backend, dial, identity, get_names)
-    except BaseException as error:
-        if isinstance(error, BackendError) and error.reason in _AT_A_COMMAND:
-            backend.quit()
-        else:
-            backend.stream.close()
-        raise
+def _leave(backend: BackendDialogue, error: BaseException) -> None:
+    """Close a connection that was not used, with QUIT where the MTA waits for a command."""
+    if isinstance(error, BackendError) and error.reason in _AT_A_COMMAND:
+        backend.quit()
+    else:
+        backend.stream.close()
 
 
 async def _introduce(

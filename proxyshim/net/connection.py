@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final
 
 from proxyshim.addresses import Endpoint, read_socket_address
-from proxyshim.net.fiber import Waiter
+from proxyshim.net.fiber import Waiter, get_waiter
 from proxyshim.net.reactor import ENDED, READABLE, WRITABLE, Reactor
 
 # Each recv() allocates this many bytes and shrinks the result, so the unused part is free again
@@ -135,7 +135,7 @@ class Connection:
         while True:
             if self._readable and (data := self.receive_now()) is not None:
                 return data
-            self._waiter = waiter = self.reactor.get_waiter()
+            self._waiter = waiter = get_waiter(self.reactor.loop)
             try:
                 await waiter.wait()
             finally:

@@ -19,6 +19,7 @@ Source: epoll(7), "Level-triggered and edge-triggered".
 import asyncio
 import select
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 from proxyshim.net.deadlines import Deadlines, Limit
@@ -58,6 +59,8 @@ class Reactor:
         self.loop = loop
         self.time = loop.time
         self.deadlines = Deadlines(loop)
+        # ``with reactor.limit(seconds):`` raises TimeoutError when the body takes longer.
+        self.limit = partial(Limit, self.deadlines)
         self._epoll = select.epoll()
         self._watched: dict[int, Watched] = {}
         self._in_turn = False
@@ -73,12 +76,6 @@ class Reactor:
             owner.close()
         self.loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
-
-    # Time.
-
-    def limit(self, seconds: float) -> Limit:
-        """Return a time limit for a ``with`` block, which raises TimeoutError."""
-        return Limit(self.deadlines, seconds)
 
     def get_waiter(self) -> Waiter:
         """Return what the calling coroutine waits with."""

@@ -223,10 +223,8 @@ class Reports:
         else:
             self._write(record, reason)
 
-    def backend_served(self, record: SessionRecord) -> None:
-        """Note that the backend took a client: if it was failing, it has recovered."""
-        if not self.failing:
-            return
+    def backend_recovered(self, record: SessionRecord) -> None:
+        """Note that the backend, which was failing, took a client."""
         for reason in self.failing:
             self.throttle.forget(reason, self.listener)
         self.failing.clear()

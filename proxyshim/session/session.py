@@ -123,13 +123,16 @@ class Session:
         """Go through the phases; return what is still to be sent to the client."""
         record, reports = self._record, self._shared.reports
         try:
-            identity = await self._admit()
+            self._admission = Admission(self._shared, self._client, record)
+            record.identity = identity = await self._admission.run()
+            self._take_share(identity)
             record.phase = Phase.OPEN
             match await self._convey(identity):
                 case Relayed() as backend:
                     self._backend = backend.stream
                     record.phase = Phase.RELAY
-                    reports.backend_served(record)
+                    if reports.failing:
+                        reports.backend_recovered(record)
                     await self._run_relay(identity, backend)
                 case HandedOff():
                     record.outcome = Outcome.COMPLETED
@@ -148,15 +151,6 @@ class Session:
             if not self._draining:
                 raise
             return reports.ended(record, Reason.SHUTDOWN)
-
-    # Admit: who is the client?
-
-    async def _admit(self) -> Identity:
-        self._admission = Admission(self._shared, self._client, self._record)
-        identity = await self._admission.run()
-        self._record.identity = identity
-        self._take_share(identity)
-        return identity
 
     def _take_share(self, identity: Identity) -> None:
         """Count the session for its client; a health check counts for its proxy."""

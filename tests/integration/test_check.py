@@ -401,7 +401,7 @@ def test_check_does_not_ask_a_backend_that_is_our_own_listener(tmp_path: Path) -
         path = config_for(tmp_path, backend.name)
         path.write_text(path.read_text().replace("127.0.0.1:0", backend.name))
         checked = check(path)
-    assert checked.says("error", "is a listener of proxyshim's own")
+    assert checked.says("error", "is one of proxyshim's own listeners")
     assert checked.status == 1
     assert backend.sessions == []
 

@@ -195,12 +195,13 @@ def test_a_name_will_do(rig_with: OpenRig) -> None:
 
 
 def test_a_name_without_an_address_is_a_421(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    rig_with: OpenRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def resolve(_: Dial) -> list[BackendAddress]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     resolve_with(monkeypatch, resolve)
+    rig = rig_with()
     assert listed(rig).last_words() == UNAVAILABLE
     failed = rig.events.wait("backend_failed", reason="backend_unreachable")
     assert failed["detail"] == f"{rig.backend.name}: Name or service not known"
