@@ -256,7 +256,7 @@ class Connection:
             backlog.popleft()
         self._backlog = None
         if self._shut:
-            self._shut_down_sending()
+            _shut_down_sending(self._sock)
         if self._on_backlog is not None:
             self._on_backlog()
 
@@ -268,11 +268,7 @@ class Connection:
             data, self._outbox = self._outbox, b""
             self._send_now(data, socket.MSG_MORE)
         if self._backlog is None:
-            self._shut_down_sending()
-
-    def _shut_down_sending(self) -> None:
-        with contextlib.suppress(OSError):  # the other end has left already
-            self._sock.shutdown(socket.SHUT_WR)
+            _shut_down_sending(self._sock)
 
     def unacknowledged_octets(self) -> int:
         if self.write_failed or self.closed:
@@ -302,3 +298,8 @@ class Connection:
         self.closed = True
         self.reactor.release(self.descriptor)
         return self._sock
+
+
+def _shut_down_sending(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # the other end has left already
+        sock.shutdown(socket.SHUT_WR)

@@ -27,6 +27,8 @@ _HEARTBEAT_S: Final = 5.0
 # A successor without a heartbeat for this long is ended, unless the watchdog sets the time.
 _SILENT_S: Final = 30.0
 
+_HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+
 # Net number of new objects that starts a run of the garbage collector.
 _OBJECTS_PER_COLLECTION: Final = 20_000
 
@@ -74,6 +76,9 @@ class Daemon:
             self._notify(f"MAINPID={self._successor.pid}")
             self._successor.release()
         self._manager.close()
+        # The loop gives its handlers up before the process ends.  A signal in between would kill
+        # the process, and its status would report a failure.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -286,6 +286,9 @@ SITUATIONS: dict[str, list[Event]] = {
     "after QUIT": [("C", b"QUIT\r\n")],
     "after DATA": [("C", b"DATA\r\n")],
     "after DATA and a command": [("C", b"DATA\r\nNOOP\r\n")],
+    "after DATA and more commands than the limit": [
+        ("C", b"DATA\r\n" + b"NOOP\r\n" * (FEW + 1))
+    ],
     "after a command and DATA": [("C", b"MAIL a\r\nDATA\r\n")],
     "after a refused DATA": [("C", b"DATA\r\n"), ("B", b"503 no\r\n")],
     "after AUTH": [("C", b"AUTH PLAIN\r\n")],

@@ -1,16 +1,19 @@
-"""The shape of the package, read from its imports: what is pure, and what is above what.
+"""The shape of the package, read from its imports and definitions.
 
-Each rule is a function from imports to complaints, and is itself tested on made-up
-imports below: a rule that cannot fail says nothing.
+Each rule is a function from what was read to a list of complaints, and is itself tested below on
+made-up input: a check that cannot fail proves nothing.
 """
 
 import ast
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.docs import ROOT, read_document
 
 PACKAGE = Path(__file__).parent.parent.parent / "proxyshim"
 
@@ -45,7 +48,7 @@ PURE = {
     "throttle",
 }
 
-# Whatever can wait, look outside, roll dice or log.
+# Libraries that can wait, look outside, roll dice or log.
 IMPURE_LIBRARIES = {
     "aiosmtpd",
     "asyncio",
@@ -77,19 +80,19 @@ IMPURE_LIBRARIES = {
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """One imported module, and which of ours imports it: dotted, without "proxyshim."."""
+    """One import: both modules dotted, without "proxyshim."; *ours* if it is of this package."""
 
     importer: str
     imported: str
     ours: bool
 
     def __str__(self) -> str:
-        """Say it as a complaint does."""
+        """Return the text of a complaint."""
         return f"{self.importer} imports {self.imported}"
 
 
 def part_of(module: str) -> str:
-    """Return the module or folder of the package that *module* is or belongs to."""
+    """Return the part that *module* belongs to: a module or folder directly in the package."""
     return module.partition(".")[0]
 
 
@@ -113,8 +116,8 @@ def read_imports(importer: str, source: str) -> Iterator[Import]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{importer}: write the whole name, not dots"
             assert node.module is not None
-            # What "from proxyshim import errors" brings is a module or a name; the rules
-            # look only at its part, so take it for a module, but for the version.
+            # "from proxyshim import errors" may import a module or a name.  The rules look
+            # only at its part, so we treat it as a module, except for the version.
             names = [node.module]
             if node.module == "proxyshim":
                 names = [f"proxyshim.{alias.name}" for alias in node.names]
@@ -135,7 +138,7 @@ def package_imports() -> tuple[Import, ...]:
 
 
 def impurities(imports: Iterable[Import]) -> list[str]:
-    """Complain of pure parts that import what is not."""
+    """Return the imports of pure parts that are not pure."""
     return [
         str(one)
         for one in imports
@@ -149,7 +152,7 @@ def impurities(imports: Iterable[Import]) -> list[str]:
 
 
 def upward_imports(imports: Iterable[Import]) -> list[str]:
-    """Complain of imports of ours that do not point down the table."""
+    """Return our own imports that do not point down the table."""
     line_of = {part: line for line, layer in enumerate(LAYERS) for part in layer}
     return [
         str(one)
@@ -161,7 +164,7 @@ def upward_imports(imports: Iterable[Import]) -> list[str]:
 
 
 def opened_files(module: str, source: str) -> list[str]:
-    """Complain of open(), which needs no import."""
+    """Return the calls of open(), which needs no import."""
     return [
         f"{module}:{node.lineno} calls open()"
         for node in ast.walk(ast.parse(source))
@@ -193,13 +196,151 @@ def test_pure_parts_read_no_file() -> None:
     ] == []
 
 
-def test_every_module_says_what_it_holds() -> None:
+def test_every_module_has_a_docstring() -> None:
     silent = [
         str(file.relative_to(PACKAGE))
         for file in source_files()
         if not ast.get_docstring(ast.parse(file.read_text("utf-8")))
     ]
     assert silent == []
+
+
+# Circles between modules.
+
+
+def module_arrows(imports: Iterable[Import]) -> set[tuple[str, str]]:
+    """Return who imports whom, without a package's imports of its own modules."""
+    modules = {name_of(file) for file in source_files()}
+    arrows = set()
+    for one in imports:
+        if not one.ours:
+            continue
+        # "from proxyshim.smtp import replies" imports the module, not only the package.
+        imported = one.imported if one.imported in modules else part_of(one.imported)
+        own_module = imported.startswith(f"{one.importer}.")
+        if imported != one.importer and not own_module:
+            arrows.add((one.importer, imported))
+    return arrows
+
+
+def circles(arrows: set[tuple[str, str]]) -> list[str]:
+    """Return the modules that can be reached from themselves."""
+    return sorted({start for start, _ in arrows if start in reachable(arrows, start)})
+
+
+def reachable(arrows: set[tuple[str, str]], start: str) -> set[str]:
+    """Return everything that *start* imports, directly or through others."""
+    found: set[str] = set()
+    todo = [start]
+    while todo:
+        here = todo.pop()
+        for importer, imported in arrows:
+            if importer == here and imported not in found:
+                found.add(imported)
+                todo.append(imported)
+    return found
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circles(module_arrows(package_imports())) == []
+
+
+def test_a_circle_is_found() -> None:
+    arrows = {("a", "b"), ("b", "c"), ("c", "a"), ("d", "a")}
+    assert circles(arrows) == ["a", "b", "c"]
+
+
+# Size.
+
+MAX_METHODS = 22  # "rarely more than 20"
+MAX_LINES = 400
+
+
+def oversized(module: str, source: str) -> list[str]:
+    """Return the classes with too many methods, and the module if it is too long."""
+    found = []
+    if (lines := source.count("\n")) > MAX_LINES:
+        found.append(f"{module} has {lines} lines")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef):
+            methods = sum(
+                isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+                for each in node.body
+            )
+            if methods > MAX_METHODS:
+                found.append(f"{module}: {node.name} has {methods} methods")
+    return found
+
+
+def test_classes_and_modules_have_one_job() -> None:
+    assert [
+        complaint
+        for file in source_files()
+        for complaint in oversized(name_of(file), file.read_text("utf-8"))
+    ] == []
+
+
+def test_a_class_or_module_that_is_too_large_is_found() -> None:
+    methods = "".join(f"    def m{n}(self): ...\n" for n in range(MAX_METHODS + 1))
+    assert len(oversized("made_up", f"class Large:\n{methods}")) == 1
+    assert len(oversized("made_up", "pass\n" * (MAX_LINES + 1))) == 1
+
+
+# The drawing in docs/explanation/design.md, and the map in proxyshim/__init__.py.
+
+# Boxes of the drawing that stand for several parts.
+BOXES = {
+    **dict.fromkeys(("allowlist", "config", "limits", "logs"), "settings"),
+    **dict.fromkeys(("metrics", "throttle"), "settings"),
+    **dict.fromkeys(("addresses", "errors", "findings", "identity"), "types"),
+}
+
+
+def real_arrows(imports: Iterable[Import]) -> set[tuple[str, str]]:
+    """Return the arrows between the boxes of the drawing."""
+    arrows = set()
+    for one in imports:
+        importer, imported = part_of(one.importer), part_of(one.imported)
+        importer, imported = (BOXES.get(each, each) for each in (importer, imported))
+        if one.ours and importer not in ("", "__main__", imported):
+            arrows.add((importer, imported))
+    return arrows
+
+
+def drawn_arrows() -> set[tuple[str, str]]:
+    drawing = read_document(ROOT / "docs" / "explanation" / "design.md")
+    [block] = [each for each in drawing.blocks if "flowchart" in each.text]
+    return set(re.findall(r"(?m)^ +(\w+) --> (\w+)$", block.text))
+
+
+def false_drawing(drawn: set[tuple[str, str]], real: set[tuple[str, str]]) -> list[str]:
+    """Return the arrows that exist only in the drawing, and those that do not follow from it."""
+    invented = [f"{a} does not import {b}" for a, b in drawn - real]
+    missing = [
+        f"{a} imports {b}, which the drawing does not show"
+        for a, b in real
+        if b not in reachable(drawn, a)
+    ]
+    return sorted(invented + missing)
+
+
+def test_the_drawing_shows_the_real_imports() -> None:
+    assert false_drawing(drawn_arrows(), real_arrows(package_imports())) == []
+
+
+def test_a_false_drawing_is_found() -> None:
+    real = {("a", "b"), ("b", "c"), ("a", "c")}
+    assert false_drawing({("a", "b"), ("b", "c")}, real) == []
+    assert len(false_drawing({("a", "b")}, real)) == 2
+    assert len(false_drawing(real | {("c", "a")}, real)) == 1
+
+
+def test_the_map_of_the_package_has_every_part_on_its_line() -> None:
+    source = (PACKAGE / "__init__.py").read_text("utf-8")
+    table = source.partition("::\n")[2].partition("\nA part imports")[0]
+    first_column = [line[:32] for line in table.splitlines() if line]
+    lines = [set(re.findall(r"\w+", line)) for line in first_column]
+    assert lines == [layer for layer in LAYERS if layer != {"__main__"}]
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,10 @@ class Process:
         """Send a signal to the process."""
         self._process.send_signal(number)
 
+    def has_ended(self) -> bool:
+        """Return True if the process has ended."""
+        return self._process.poll() is not None
+
     def exit_code(self) -> int:
         """Wait for its end; return the exit code.  A successor may still write the log."""
         return self._process.wait(LIMIT_S)

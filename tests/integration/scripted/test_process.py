@@ -89,6 +89,18 @@ def test_a_signal_drains_and_ends_the_process(
         assert outcomes == ["shutdown", "shutdown"]
 
 
+def test_signals_up_to_the_very_end_do_not_change_the_exit_code(
+    tmp_path: Path, backend: Backend
+) -> None:
+    """The event loop gives its handlers up before the process ends."""
+    with closing(backend):
+        for _ in range(3):
+            with Process(configure(tmp_path, backend)) as shim:
+                while not shim.has_ended():
+                    shim.signal(signal.SIGTERM)
+                assert shim.exit_code() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_a_signal_may_come_during_the_start(
     tmp_path: Path, backend: Backend, number: signal.Signals
