@@ -35,7 +35,7 @@ TLS terminated                                 not yet; behind the contract of `
 the sockets handed to a successor              ``service/upgrade.py``
 =============================================  ====================================================
 
-docs/explanation/design.md draws the arrows and tells the life of a session.
+docs/explanation/design.md draws the arrows and describes the life of a session.
 """
 
 __version__ = "0.1.0"

@@ -83,7 +83,7 @@ class Conveyance(Protocol):
 
     @property
     def needs_names(self) -> bool:
-        """True if it tells the backend the client's host names."""
+        """True if it sends the client's host names to the backend."""
 
     async def open(
         self,
@@ -97,7 +97,7 @@ class Conveyance(Protocol):
 
         *client* is for a conveyance that gives its socket away; None in a check, which has no
         client.  *get_names* waits for the
-        client's names, within a limit of its own.
+        client's names; it has its own time limit.
         """
 
     async def is_up(self, dial: Dial) -> bool:

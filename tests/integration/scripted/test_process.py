@@ -1,4 +1,4 @@
-"""What takes a process: signals, exit codes, passed descriptors and running out of them."""
+"""What needs a real process: signals, exit codes, passed descriptors, a lack of them."""
 
 import os
 import select
