@@ -228,6 +228,9 @@ def test_a_first_greeting_other_than_220_is_not_passed_on(
     mta = rig.accept()
     mta.send(greeting)
     check_nothing_passed(rig, client, mta, UNAVAILABLE, "backend_greeting")
+    assert len(rig.events.find("backend_failed")) == 1, rig.events.find(
+        "backend_failed"
+    )
     (error,) = rig.events.find("backend_failed")
     assert greeting.strip().decode() in error["detail"]
 
