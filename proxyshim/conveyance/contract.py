@@ -15,7 +15,7 @@ It must guarantee:
 
 - **no session without an identity**: it returns a result only when the backend runs as the
   client; in every other case it raises, and no byte from the client has reached the backend;
-- **limits**: each step has the time limit of the Dial, so it returns or raises within their sum;
+- **limits**: every wait has a time limit: the Dial's for a connection and for each reply;
 - **no leftovers**: when it raises or is cancelled, its connections are closed, and a connection on
   which something was refused is never used again;
 - **whose fault it is**: ``ClientRefused`` carries the MTA's reply for this client, to be relayed
@@ -46,12 +46,12 @@ Warn = Callable[[str, str], None]
 
 
 async def no_names() -> Names:
-    """Return that no host names are known: what a session without a resolver uses."""
+    """Return no host names; used without a resolver."""
     return NO_NAMES
 
 
 def no_warning(event: str, detail: str) -> None:
-    """Report nothing: for a caller that looks at the result alone."""
+    """Discard the warning."""
 
 
 @dataclass(frozen=True, slots=True)

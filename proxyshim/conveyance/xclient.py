@@ -25,16 +25,17 @@ from proxyshim.conveyance.xclient_questions import ask
 from proxyshim.conveyance.xclient_verdicts import judge
 from proxyshim.errors import BackendError, Reason
 from proxyshim.identity import Identity
+from proxyshim.net.closing import close_in_background
 from proxyshim.net.stream import Stream
 from proxyshim.smtp.extensions import read_extensions
 from proxyshim.smtp.replies import Reply
 from proxyshim.smtp.xclient import Names, offers_identity, xclient_command
 
-# 554 is the MTA's verdict on the client.  Any other 5yz is about the XCLIENT command itself...
+# These replies are the MTA's verdict on the client; any other 5yz is about the XCLIENT command
+# itself.  In 550, X.7.1 is an access map's or another policy's, and X.7.25 (RFC 7372) is about a
+# client without a host name.  We match the whole enhanced code, because Dovecot answers an
+# XCLIENT that it does not take with 550 5.7.14.
 _CLIENT_REFUSAL: Final = 554
-# ...except these: X.7.1 is an access map's or another policy's, X.7.25 (RFC 7372) is about a
-# client without a host name.  The whole code counts: Dovecot answers an XCLIENT that it does not
-# take with 550 5.7.14.
 _POLICY_REFUSAL: Final = re.compile(rb"550[ -]5\.7\.(?:1|25)(?![0-9])")
 
 # After these failures the MTA waits for a command, so we can send QUIT.
@@ -85,7 +86,7 @@ class Xclient:
         try:
             offered = await greet(backend, dial.limits.ehlo_name)
         except BaseException:
-            backend.stream.close()
+            close_in_background(backend.stream)
             raise
         backend.quit()
         return offers_identity(offered.get(b"XCLIENT"))
@@ -99,7 +100,7 @@ class Xclient:
 
 
 def _leave(backend: BackendDialogue, error: BaseException) -> None:
-    """Close a connection that was not used, with QUIT where the MTA waits for a command."""
+    """Close a connection that will not be used, with QUIT where the MTA waits for a command."""
     if isinstance(error, BackendError) and error.reason in _AT_A_COMMAND:
         backend.quit()
     else:

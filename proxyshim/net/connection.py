@@ -174,7 +174,7 @@ class Connection:
             self._pump()
 
     def _pump(self) -> None:
-        """Pass one read to the callback; if there is more, continue after the other sockets."""
+        """Pass one read to the callback; the rest waits until the other sockets had their turn."""
         on_data = self._on_data
         if on_data is None or self.paused:
             return

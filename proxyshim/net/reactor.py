@@ -8,8 +8,8 @@ kernel reports once that it became readable or writable, and its owner then work
 left.  A reset is an edge as well, and what came before it is read first.  So pausing, resuming
 and closing cost no system call.
 
-A turn has three steps.  First, each owner is notified of its socket's events.  Then the calls
-that were postponed until after that run (``call_after_events``).  Finally, every connection
+A turn has three steps.  First, each owner is notified of its socket's events.  Then the
+postponed calls run (``call_after_events``).  Finally, every connection
 flushes its pending output (``flush_later``).  So when many sessions are busy, the kernel's part
 of sending runs many times in a row, and a receiver is woken once for several packets.
 

@@ -28,10 +28,10 @@ class Ending:
     """One row of the table."""
 
     outcome: Outcome
-    # What we send.  A function gets the peer's address; None: the guard has its own reply, or the
-    # MTA has given one.
+    # What we send.  A function is called with the peer's address.  None means that the guard or
+    # the MTA has replied.
     reply: bytes | Callable[[str], bytes] | None = None
-    event: str | None = None  # None: session_closed says it all
+    event: str | None = None  # None means that session_closed is enough
     level: Literal["info", "warning", "error"] = "warning"
     hint: str | None = None
     is_refusal: bool = False  # counted in proxyshim_refusals_total
@@ -216,7 +216,7 @@ class Reports:
         if reason in record.refused:
             return
         record.refused += (reason,)
-        if record.is_check:
+        if ENDINGS[reason].hint is not None:
             self._write(record, reason, **record.claim())
         elif record.client is not None:
             self._write(record, reason, client=str(record.client))
@@ -242,7 +242,7 @@ class Reports:
 
     def defect(self, record: SessionRecord, error: BaseException) -> None:
         """Record that the session ended with an exception that nobody expected."""
-        self._end(record, Reason.INTERNAL_ERROR, None)
+        self._end(record, Reason.INTERNAL_ERROR, record.detail)
         self._bound(record).error("session_failed", exc_info=error)
 
     # The last line.

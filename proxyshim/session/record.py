@@ -74,7 +74,7 @@ class SessionRecord:
         self.outcome = Outcome.FAILED
         self.reason: Reason | None = None
         self.detail: str | None = None
-        # Reasons that were counted already: of the end, and of refused commands.
+        # Reasons of refusals that were counted before the end.
         self.refused: tuple[Reason, ...] = ()
         # True if a similar event was logged within the last minute: then log this one at debug.
         self.is_quiet = False

@@ -4,7 +4,7 @@ It uses callbacks, because speed is decided here: what one packet brought goes o
 turn of the reactor, with no task, future or timer in between.  Most packets are one command or
 one reply, are forwarded unchanged, and change nothing but the guard's state; the guard takes
 those in one call (``pass_command``, ``pass_reply``).  Only the others go the long way.  ``run``
-waits for the end and returns which it was; the session closes the connections.
+waits for the end and returns how it ended; the session closes the connections.
 
 Back pressure: we read a side only while the other one takes what it is sent.  So a session holds
 at most one read of content each way, and what the guard holds, which has its own bounds.
@@ -76,7 +76,7 @@ class Relay:
         self._clock = RelayClock(limits, client.reactor.time())
         self._watch: HeaderWatch | None = None
         self._on_forbidden: Callable[[PeerError], bytes] | None = None
-        self.at = 0.0  # as an alarm of the timer wheel
+        self.at = 0.0  # see net/deadlines.py, Alarm
         self.place = 0
         self.failure: BackendError | None = None  # what was wrong with the backend
         self.cut_in: str | None = None  # the state of the transaction that a drain cut
@@ -257,7 +257,8 @@ class Relay:
         self._backend.pause_reading()
         if self._ended is None:
             self._ended = end
-            # Not from here: the session closes the stream whose callback this may be.
+            # Do not wake the session here: it would close the stream whose callback may be
+            # running.
             self._reactor.call_after_events(self._waiter.wake)
 
     def _fail(self, error: Exception) -> None:
@@ -289,7 +290,7 @@ class Relay:
             self._fail(error)
 
     def drain(self) -> None:
-        """End the session as soon as no message can be cut, duplicated or lost by it."""
+        """End the session as soon as that can no longer cut, duplicate or lose a message."""
         if not self._clock.is_draining and self._ended is None:
             self._clock.start_drain(self._reactor.time())
             self._end_if_idle()
@@ -297,7 +298,7 @@ class Relay:
                 self._set_alarm()
 
     def _end_if_idle(self) -> None:
-        """End a session that drains, between two transactions."""
+        """While draining, end the session if no transaction is open."""
         if self._ended is None and self._guard.transaction is Transaction.IDLE:
             self._guard.end(Reason.SHUTDOWN, replies.SHUTTING_DOWN)
             self._flush()

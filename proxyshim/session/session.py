@@ -1,6 +1,6 @@
 """One session: admit, convey, relay, close.
 
-Each phase has one time limit and one way out, and each end has one outcome, one reply and one log
+Every wait has a time limit, and each end has one outcome, one reply and one log
 line (``ending.py``).  No path leads from a failure to a relay: a client that was not admitted, or
 whose identity the backend did not take, gets a 421 or the MTA's own reply, and nothing else.
 """
@@ -32,7 +32,8 @@ from proxyshim.smtp import replies
 from proxyshim.smtp.guard import Guard, Rules
 from proxyshim.smtp.verbs import Refusal
 
-# What a check-only session gets for every command but the five.
+# What a check-only session gets for every command that is not allowed in one; a command that no
+# client may send, such as XCLIENT, is refused as always.
 _CHECK_ONLY: Final = {
     Reason.NO_CLIENT_ADDRESS: Refusal(
         replies.NO_CLIENT_ADDRESS, Reason.NO_CLIENT_ADDRESS, ends=True
@@ -83,7 +84,7 @@ class Session:
         self._fiber.wake()
 
     def drain(self) -> None:
-        """End as soon as no message is harmed by it."""
+        """End the session as soon as that can no longer cut, duplicate or lose a message."""
         if self._draining:
             return
         self._draining = True
@@ -238,11 +239,11 @@ class Session:
         """Record how the relay ended."""
         record, reports = self._record, self._shared.reports
         self._backend_closed = end is End.BACKEND_CLOSED
-        if guard.end_reason is not None:
+        if relay.cut_in is not None:
+            record.outcome, record.reason = Outcome.CUT, guard.end_reason
+            record.detail = f"drain_timeout_s expired during: {relay.cut_in}"
+        elif guard.end_reason is not None:
             reports.relay_ended(record, guard.end_reason, relay.failure)
-            if relay.cut_in is not None:
-                record.outcome = Outcome.CUT
-                record.detail = f"drain_timeout_s expired during: {relay.cut_in}"
         elif record.is_check:
             record.outcome = Outcome.CHECKED
         elif end is End.CLIENT_LOST:

@@ -35,7 +35,7 @@ class Trust:
         believed: Networks,
         backend_addresses: frozenset[Address],
     ) -> None:
-        """Take the three sets of addresses; this host's own are asked of the kernel."""
+        """Take the three sets of addresses; we ask the kernel for this host's own."""
         self._untrusted = untrusted
         self._believed = believed
         self._backend_addresses = backend_addresses
