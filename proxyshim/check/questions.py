@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Final
 
 from proxyshim.addresses import Address, Endpoint, SocketName
-from proxyshim.allowlist import read_network
+from proxyshim.allowlist import Network, read_network
 from proxyshim.backend.dial import BackendLimits, Dial
 from proxyshim.backend.dialogue import BackendDialogue
 from proxyshim.check.answers import (
@@ -52,6 +52,7 @@ PRIVATE: Final[Mapping[Address, str]] = {
 # 127.0.0.5 for 127.0.0.1: it is in every network of eight addresses or more that holds ours.
 _NEIGHBOUR: Final = 4
 _LOOPBACK: Final[Address] = ip_address("127.0.0.1")
+_MAX_PROXIES_SKIPPED: Final = 16
 
 LIMIT_S: Final = 300.0  # for all questions in the name of clients, to one backend
 _LEAVE_S: Final = 2.0
@@ -82,21 +83,32 @@ async def _find_claims(dial: Dial, listeners: list[Listener]) -> tuple[Claim, ..
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(dial.limits.connect_timeout_s):
                 own = await dial.ip_addresses()
-        trust = Trust(listener.untrusted_claims, listener.believed_claims, own)
-        for claim in _claims_to_ask(listener):
-            if trust.believes(claim.address, None):
-                claims.setdefault(claim.address, claim)
+        trust = Trust(
+            listener.untrusted_claims, listener.believed_claims, own, listener.allowlist
+        )
+        for claim in _claims_to_ask(listener, trust):
+            claims.setdefault(claim.address, claim)
     return tuple(claims.values())
 
 
-def _claims_to_ask(listener: Listener) -> Iterator[Claim]:
+def _claims_to_ask(listener: Listener, trust: Trust) -> Iterator[Claim]:
     networks = map(read_network, listener.settings.believed_claims)
     others = (network for network in networks if not is_loopback(network))
     for network in islice(others, MAX_BELIEVED_ASKED):
-        first = network[min(1, network.num_addresses - 1)]
-        yield Claim(first, str(network), explicit=True)
+        for address in _first_hosts(network):
+            if trust.believes(address, None):
+                yield Claim(address, str(network), explicit=True)
+                break
     for address, private in PRIVATE.items():
-        yield Claim(address, private, explicit=False)
+        if trust.believes(address, None):
+            yield Claim(address, private, explicit=False)
+
+
+def _first_hosts(network: Network) -> Iterator[Address]:
+    """Yield addresses to ask about: several, because a proxy's among them is not believed."""
+    count = network.num_addresses
+    for number in range(min(1, count - 1), min(_MAX_PROXIES_SKIPPED, count)):
+        yield network[number]
 
 
 def neighbour_of(shim: Address | None) -> Address:

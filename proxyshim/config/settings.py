@@ -108,8 +108,9 @@ class ListenerSettings:
     # Addresses or networks that a PROXY header must not claim, in addition to those that no
     # header may claim.
     untrusted_claims: Texts = ()
-    # Addresses or networks that a PROXY header may claim although they are this host's own, the
-    # backend's, the proxy's or loopback.  Any listed proxy that claims such an address is
+    # Addresses or networks that a PROXY header may claim although they would not be believed.  A
+    # network covers only addresses of networks in *haproxy_hosts*.  An address of this host, of
+    # the backend or of a proxy has to be named singly, and any listed proxy that claims it is
     # believed.  Use with care.
     believed_claims: Texts = ()
     # The name in our own EHLO.  Empty means this host's name if it is qualified, otherwise

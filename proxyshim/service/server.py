@@ -155,6 +155,7 @@ class Server:
                     listener.untrusted_claims,
                     listener.believed_claims,
                     backend_addresses,
+                    listener.allowlist,
                 ),
                 dial,
                 BY_NAME[listener.settings.convey],

@@ -56,14 +56,8 @@ def _backend(event: str = "backend_failed") -> Ending:
     )
 
 
-def _check_only() -> Ending:
-    return Ending(
-        Outcome.REFUSED,
-        event="command_refused",
-        hint="mail from a proxy that names no believable client: chained or"
-        " address-translating? See docs/runbook.md",
-        is_refusal=True,
-    )
+def _check_only(hint: str) -> Ending:
+    return Ending(Outcome.REFUSED, event="command_refused", hint=hint, is_refusal=True)
 
 
 _COMMAND: Final = Ending(
@@ -89,8 +83,16 @@ ENDINGS: Final[Mapping[Reason, Ending]] = MappingProxyType(
         Reason.HEADER_BAD_CHECKSUM: _header(),
         Reason.HEADER_FORBIDDEN: _header(replies.header_forbidden),
         # Who the client is: commands that a check-only session must not send.
-        Reason.NO_CLIENT_ADDRESS: _check_only(),
-        Reason.CLAIM_NOT_BELIEVED: _check_only(),
+        Reason.NO_CLIENT_ADDRESS: _check_only(
+            "mail from a proxy that names no client: chained? See docs/runbook.md"
+        ),
+        Reason.CLAIM_NOT_BELIEVED: _check_only(
+            "mail from a proxy that names no believable client: chained or"
+            " address-translating? If haproxy_hosts holds the claimed address: let the"
+            " outer proxy send a PROXY header (send-proxy), list the proxies singly"
+            " instead of their network, or, if clients really share that network, write"
+            " it into believed_claims. See docs/runbook.md"
+        ),
         # The SMTP dialogue.  The guard answers; most of these do not end a session.
         Reason.XCLIENT_INJECTED: _COMMAND,
         Reason.XFORWARD_INJECTED: _COMMAND,
