@@ -199,9 +199,9 @@ def _believed_loopback(listener: Listener, entry: str) -> Finding:
     return Finding(
         Severity.UNSAFE,
         subject_of(listener),
-        f'believed_claims contains "{entry}", which means this host and also the'
-        " backend's: a client with such an address in its PROXY header may relay, and"
-        " more; remove the entry",
+        f'believed_claims contains "{entry}", a loopback address: the backend would'
+        " treat a client with such an address in its PROXY header as a program on its own"
+        " host, which may relay, and more; remove the entry",
     )
 
 

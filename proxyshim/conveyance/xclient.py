@@ -6,18 +6,23 @@ close it and never use it again.  Source: Postfix XCLIENT_README.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
+from proxyshim.addresses import Address
 from proxyshim.backend.dial import Dial
 from proxyshim.backend.dialogue import BackendDialogue
+from proxyshim.config import Listener
 from proxyshim.conveyance.contract import (
     ClientRefused,
+    Examined,
     GetNames,
     Relayed,
     Warn,
     no_names,
 )
+from proxyshim.conveyance.xclient_questions import ask
+from proxyshim.conveyance.xclient_verdicts import judge
 from proxyshim.errors import BackendError, Reason
 from proxyshim.identity import Identity
 from proxyshim.net.stream import Stream
@@ -75,6 +80,13 @@ class Xclient:
         backend.quit()
         return offers_identity(offered.get(b"XCLIENT"))
 
+    async def examine(
+        self, dial: Dial, listeners: Sequence[Listener], clients: Sequence[Address]
+    ) -> Examined:
+        """Ask whether the backend offers XCLIENT to us alone, and drops the right after use."""
+        answers = await ask(self, dial, clients)
+        return judge(dial.name, listeners, clients, answers)
+
 
 async def _open(dial: Dial, identity: Identity, get_names: GetNames) -> Relayed:
     backend = await dial.connect()
@@ -96,7 +108,7 @@ async def _introduce(
     if parameters is None or not offers_identity(parameters):
         raise BackendError(
             Reason.XCLIENT_NOT_OFFERED,
-            "the EHLO reply offers no XCLIENT with ADDR: is the shim's address in the"
+            "the EHLO reply offers no XCLIENT with ADDR: is proxyshim's address in the"
             " backend's list (Postfix: smtpd_authorized_xclient_hosts)?",
         )
     names = await get_names()

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from proxyshim.findings import Finding, Severity
-from tests.unit.test_check_findings import LISTED, judged_setup, load, said
+from tests.unit.checking import contains, load
+from tests.unit.test_check_findings import LISTED, judged_setup
 
 
 def judged(tmp_path: Path, *listed: str, believed: str = "") -> list[Finding]:
@@ -22,7 +23,7 @@ def test_check_reports_that_clients_in_a_listed_network_are_not_believed(
     tmp_path: Path, listed: str
 ) -> None:
     findings = judged(tmp_path, "192.0.2.80", listed)
-    assert said(findings, Severity.NOTE, f"{listed} (hosts: line 2) {NOT_BELIEVED}")
+    assert contains(findings, Severity.NOTE, f"{listed} (hosts: line 2) {NOT_BELIEVED}")
 
 
 @pytest.mark.parametrize("listed", ["192.0.2.80", "192.0.2.80/32", "2001:db8::80"])
@@ -45,4 +46,4 @@ def test_check_reports_a_proxy_that_a_believed_network_does_not_cover(
 ) -> None:
     findings = judged(tmp_path, "10.0.0.9", "10.1.0.9", believed='"10.0.0.0/24"')
     text = 'contains "10.0.0.0/24", and a network there does not make proxyshim believe'
-    assert said(findings, Severity.WARNING, f"{text} 10.0.0.9 (hosts: line 1);")
+    assert contains(findings, Severity.WARNING, f"{text} 10.0.0.9 (hosts: line 1);")
