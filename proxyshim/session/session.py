@@ -259,8 +259,9 @@ class Session:
             reports.warn_once(
                 record,
                 "xforward_offered",
-                "clients could forge log fields inside TLS; add to the backend's service"
-                " in master.cf: -o smtpd_authorized_xforward_hosts=",
+                "proxyshim may still use XFORWARD, so clients could forge what is logged:"
+                " sessions stay strict, without STARTTLS; add to the backend's service in"
+                " master.cf: -o smtpd_authorized_xforward_hosts=",
             )
 
     # Close: both sides read our last reply.

@@ -99,7 +99,7 @@ class BackendReader:
         dialogue = self._dialogue
         was_relaxed = dialogue.mode is _RELAXED
         offered = self.extensions = read_keywords(reply)
-        if b"XCLIENT" in offered:
+        if not _RIGHTS.isdisjoint(offered):
             dialogue.mode = _STRICT
         elif offered and not dialogue.unsure and not self._strict.is_check_only:
             dialogue.mode = _RELAXED
@@ -158,6 +158,10 @@ class BackendReader:
 # Each of these codes changes how the backend reads what follows, and has one command that it
 # can answer.
 _ONLY_AFTER: Final = {220: Kind.STARTTLS, 334: Kind.AUTH, 354: Kind.DATA}
+
+# Rights of our own address, which the client must not use.  XFORWARD forges the client in the
+# backend's log and in what its filters see.
+_RIGHTS: Final = frozenset({b"XCLIENT", b"XFORWARD"})
 
 # Global names, because attributes of an Enum are slow to look up in Python 3.11.
 _STRICT: Final = Mode.STRICT

@@ -11,8 +11,9 @@ stop XFORWARD and PROXY.
 **When the danger is over.**  Every session begins *strict*.  It becomes *relaxed* when the backend
 proves that it has dropped our right to XCLIENT, because it now judges the client by the client's
 own address.  The proof is its reply to the client's own EHLO: a 250 that offers at least one
-extension, but not XCLIENT.  This relies on one property of the backend: if it would obey an
-XCLIENT from this client, it also offers XCLIENT to it.  Each later EHLO decides again.
+extension, but neither XCLIENT nor XFORWARD.  This relies on one property of the backend: if it
+would obey an XCLIENT or XFORWARD from this client, it also offers it.  Each later EHLO decides
+again.
 
 **The argument.**  A server executes an XCLIENT only if it reads it as a command.  So whatever a
 strict guard forwards must either be checked as a command, or certainly be read as something else:
