@@ -64,6 +64,7 @@ class Server:
             self.metrics,
             self._throttle,
             self._log,
+            lambda name, peer: self._shared[name].is_listed(peer),
         )
         self._smtp_acceptor = Acceptor(
             self._limiter.admit, self._limiter.turn_away, self._sessions, self._log
@@ -163,6 +164,7 @@ class Server:
                 self._resolver if listener.settings.resolve else None,
                 self._shares,
                 config.limits.sessions_per_client,
+                self._limiter.rates,
             )
             self._shared[name] = shared
             self._agent_checks.adopt(shared)

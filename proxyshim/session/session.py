@@ -6,6 +6,7 @@ whose identity the backend did not take, gets a 421 or the MTA's own reply, and 
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -19,7 +20,6 @@ from proxyshim.conveyance.contract import (
 )
 from proxyshim.errors import BackendError, PeerError, Reason
 from proxyshim.identity import Identity
-from proxyshim.limits import client_key
 from proxyshim.net.closing import close_gently, close_in_background
 from proxyshim.net.fiber import Fiber
 from proxyshim.net.stream import Stream
@@ -27,6 +27,12 @@ from proxyshim.session.admission import Admission, PeerLeft
 from proxyshim.session.record import Outcome, Phase, SessionRecord
 from proxyshim.session.relay import End, Relay
 from proxyshim.session.shared import Shared
+from proxyshim.session.shares import (
+    LINGERING,
+    MAX_LINGERING,
+    OVER_A_LIMIT,
+    share_of,
+)
 from proxyshim.session.timing import FINAL_REPLY_S, RelayLimits
 from proxyshim.smtp import replies
 from proxyshim.smtp.guard import Guard, Rules
@@ -155,20 +161,29 @@ class Session:
         self._admission = Admission(self._shared, self._client, self._record)
         identity = await self._admission.run()
         self._record.identity = identity
-        self._take_share(identity)
+        if self._shared.are_clients_limited:
+            self._count_for_client(identity)
         return identity
 
-    def _take_share(self, identity: Identity) -> None:
-        """Count the session for its client; a health check counts for its proxy."""
-        limit = self._shared.sessions_per_client
-        if not limit or identity.client is None:
+    def _count_for_client(self, identity: Identity) -> None:
+        """Count the session for its client.  Raises PeerError if that is over a limit."""
+        shared, record = self._shared, self._record
+        share = share_of(identity, record.header, record.peer)
+        if share is None:
             return
-        key = client_key(identity.client.address)
-        if not self._shared.shares.take(key, limit):
+        record.share = share
+        if (
+            record.header is not None
+        ):  # an unlisted peer was counted when it was accepted
+            shared.rates.check(share, time.monotonic())
+        limit = shared.sessions_per_client
+        if not limit:
+            return
+        if not shared.shares.take(share, limit):
             raise PeerError(
                 Reason.TOO_MANY_FROM_CLIENT, f"more than {limit} sessions of one client"
             )
-        self._share = key
+        self._share = share
 
     # Convey: the backend learns who the client is.
 
@@ -268,6 +283,9 @@ class Session:
 
     async def _close(self, farewell: bytes) -> None:
         self._client.send(farewell)
+        if self._record.reason in OVER_A_LIMIT and not self._may_linger():
+            self._client.flush()
+            return
         self._quit_backend()
         guard = self._record.guard
         may_owe_acknowledgement = guard is not None and (
@@ -277,6 +295,16 @@ class Session:
             self._client,
             until_acknowledged_s=FINAL_REPLY_S if may_owe_acknowledgement else 0.0,
         )
+
+    def _may_linger(self) -> bool:
+        """Return True if a client over a limit may still wait for a careful close.
+
+        Otherwise a flood that we refuse would fill ``sessions`` all the same.
+        """
+        if not self._shared.shares.take(LINGERING, MAX_LINGERING):
+            return False
+        self._share = LINGERING
+        return True
 
     def _quit_backend(self) -> None:
         if self._backend is not None:
