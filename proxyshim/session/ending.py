@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import structlog
 
 from proxyshim.addresses import Endpoint
-from proxyshim.errors import BackendError, PeerError, Reason
+from proxyshim.errors import PeerError, Reason
 from proxyshim.limits import client_key
 from proxyshim.metrics import Metrics
 from proxyshim.net.stream import Stream
@@ -186,11 +186,14 @@ class Reports:
         return reply_for(reason, record.peer)
 
     def relay_ended(
-        self, record: SessionRecord, reason: Reason, failure: BackendError | None
+        self, record: SessionRecord, reason: Reason, detail: str | None
     ) -> None:
-        """Record that the guard ended the relay for *reason*; it has sent the reply."""
+        """Record that the guard ended the relay for *reason*; it has sent the reply.
+
+        *detail* is what was wrong with the backend, if anything was.
+        """
         if ENDINGS[reason].is_backend_failure:
-            self.backend_failed(record, reason, failure.detail if failure else None)
+            self.backend_failed(record, reason, detail)
             record.detail = None
         else:
             self._end(record, reason, record.detail)

@@ -260,7 +260,8 @@ class Session:
         record, reports = self._record, self._shared.reports
         self._backend_closed = end is End.BACKEND_CLOSED
         if guard.end_reason is not None:
-            reports.relay_ended(record, guard.end_reason, relay.failure)
+            detail = relay.failure.detail if relay.failure else guard.farewell
+            reports.relay_ended(record, guard.end_reason, detail)
             if relay.cut_in is not None:
                 record.outcome = Outcome.CUT
                 record.detail = f"drain_timeout_s expired during: {relay.cut_in}"

@@ -92,6 +92,7 @@ class Guard:
         "_dialogue",
         "_relaxed",
         "_strict",
+        "farewell",
         "refused",
         "to_backend",
         "to_client",
@@ -104,6 +105,8 @@ class Guard:
         self._relaxed = RelaxedReader(dialogue)
         self._backend = BackendReader(dialogue, self._strict, self._relaxed)
         self._client_closed = False
+        # The backend's 421, for the log.
+        self.farewell: str | None = None
         self.to_backend = dialogue.to_backend
         self.to_client = dialogue.to_client
         self.refused = dialogue.refused
@@ -306,15 +309,30 @@ class Guard:
             if self.is_opaque:
                 backend.release_unfinished()
                 break
+        if dialogue.farewell is not None:
+            self.farewell = dialogue.farewell.text
 
-    def backend_closed(self) -> None:
-        """Record the backend's end of file; end the session if it came unexpectedly."""
+    def backend_closed(self, *, by_reset: bool = False) -> None:
+        """Record the backend's end of file; end the session if it came unexpectedly.
+
+        A reset means that the backend has not even read what we sent last.
+        """
         dialogue = self._dialogue
         # A mail server also closes after the client has closed.
         is_expected = self.backend_quitting or (
             self._client_closed and not dialogue.owed
         )
-        if dialogue.end_reason is not None or not (is_expected or self.is_opaque):
+        judgement = None
+        if dialogue.farewell is not None:
+            judgement = dialogue.farewell.reason
+        elif not is_expected and (
+            dialogue.is_judged or (by_reset and dialogue.owed_after_5xx >= 0)
+        ):
+            judgement = Reason.CLIENT_REFUSED
+        if judgement is not None and not self.is_opaque:
+            dialogue.owed.clear()  # nothing of ours follows the backend's last word
+            dialogue.end(judgement)
+        elif dialogue.end_reason is not None or not (is_expected or self.is_opaque):
             self.abandon(Reason.BACKEND_CLOSED, replies.BACKEND_LOST)
 
 

@@ -345,10 +345,8 @@ def test_behind_starttls_a_lost_backend_is_just_a_close(rig: Rig) -> None:
     assert client.last_words() == b"half a record"
 
 
-@pytest.mark.parametrize(
-    "farewell", [b"421 4.3.2 restarting\r\n", b"221 2.0.0 bye\r\n"]
-)
-def test_a_backend_that_takes_leave_is_heard(rig: Rig, farewell: bytes) -> None:
+def test_a_backend_that_takes_leave_is_heard(rig: Rig) -> None:
+    farewell = b"221 2.0.0 bye\r\n"
     client, mta = relaxed_pair(rig)
     client.send(b"QUIT\r\n")
     mta.expect(b"QUIT\r\n")
