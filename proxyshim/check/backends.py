@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Final
 
 from proxyshim.addresses import Address, SocketName
-from proxyshim.allowlist import read_network
+from proxyshim.allowlist import Network, read_network
 from proxyshim.backend.dial import BackendLimits, Dial
 from proxyshim.check.setup import is_loopback, takes_claims
 from proxyshim.config import Config, Listener
@@ -24,6 +24,7 @@ from proxyshim.session.trust import Trust
 
 # How many of a listener's believed_claims we ask about.
 MAX_BELIEVED_ASKED: Final = 12
+_MAX_FIRST_HOSTS: Final = 16
 
 # RFC 1918 and RFC 4193: one address of each network.
 PRIVATE: Final[Mapping[Address, str]] = {
@@ -86,18 +87,29 @@ async def _find_claims(dial: Dial, listeners: list[Listener]) -> tuple[Claim, ..
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(dial.limits.connect_timeout_s):
                 own = await dial.ip_addresses()
-        trust = Trust(listener.untrusted_claims, listener.believed_claims, own)
-        for claim in _claims_to_ask(listener):
-            if trust.believes(claim.address, None):
-                claims.setdefault(claim.address, claim)
+        trust = Trust(
+            listener.untrusted_claims, listener.believed_claims, own, listener.allowlist
+        )
+        for claim in _claims_to_ask(listener, trust):
+            claims.setdefault(claim.address, claim)
     return tuple(claims.values())
 
 
-def _claims_to_ask(listener: Listener) -> Iterator[Claim]:
+def _claims_to_ask(listener: Listener, trust: Trust) -> Iterator[Claim]:
     networks = map(read_network, listener.settings.believed_claims)
     others = (network for network in networks if not is_loopback(network))
     for network in islice(others, MAX_BELIEVED_ASKED):
-        first = network[min(1, network.num_addresses - 1)]
-        yield Claim(first, str(network), explicit=True)
+        for address in _first_hosts(network):
+            if trust.believes(address, None):
+                yield Claim(address, str(network), explicit=True)
+                break
     for address, private in PRIVATE.items():
-        yield Claim(address, private, explicit=False)
+        if trust.believes(address, None):
+            yield Claim(address, private, explicit=False)
+
+
+def _first_hosts(network: Network) -> Iterator[Address]:
+    """Yield addresses to ask about: several, because proxies among them are not believed."""
+    count = network.num_addresses
+    for number in range(min(1, count - 1), min(_MAX_FIRST_HOSTS, count)):
+        yield network[number]

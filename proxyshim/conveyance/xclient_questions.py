@@ -12,7 +12,12 @@ from typing import Final
 
 from proxyshim.addresses import Address
 from proxyshim.backend.dial import Dial
-from proxyshim.conveyance.asking import ask_each, open_session, quitting
+from proxyshim.conveyance.asking import (
+    ClientSession,
+    ask_each,
+    open_session,
+    quitting,
+)
 from proxyshim.conveyance.contract import STRANGER, Conveyance
 from proxyshim.errors import BackendError
 from proxyshim.smtp.extensions import read_extensions
@@ -45,10 +50,14 @@ class ToProxyshim:
 
 @dataclass(frozen=True, slots=True)
 class ToClient:
-    """The backend's replies to a client: to its EHLO, and to its own XCLIENT after that."""
+    """The backend's replies to a client: to its EHLO, and then to its own XCLIENT and XFORWARD.
+
+    *xforward* is None if the backend closed before.
+    """
 
     ehlo: Reply
     xclient: Reply
+    xforward: Reply | None
 
     @property
     def offered(self) -> Mapping[bytes, bytes]:
@@ -85,12 +94,23 @@ async def ask(
     async def ask_as_client(address: Address) -> ToClient:
         async with open_session(conveyance, dial, address) as session:
             command = xclient_command(offer, session.client, None)
-            return ToClient(session.ehlo, await session.dialogue.command(command))
+            xclient = await session.dialogue.command(command)
+            xforward = await _ask_for_xforward(session)
+            return ToClient(session.ehlo, xclient, xforward)
 
     neighbour = neighbour_of(to_proxyshim.own_address)
     addresses = dict.fromkeys((*clients, neighbour))
     to_clients = await ask_each(addresses, ask_as_client)
     return Answers(to_proxyshim, to_clients, neighbour)
+
+
+async def _ask_for_xforward(session: ClientSession) -> Reply | None:
+    """Send XFORWARD whether or not it is offered: a setting may hide it and leave the right."""
+    command = b"XFORWARD ADDR=" + STRANGER.compressed.encode("ascii") + b"\r\n"
+    try:
+        return await session.dialogue.command(command)
+    except BackendError:
+        return None
 
 
 async def _ask_as_proxyshim(dial: Dial) -> ToProxyshim:

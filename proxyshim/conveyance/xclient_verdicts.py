@@ -146,10 +146,23 @@ class _Judge:
                 "drops the right to XCLIENT after its first use: sessions are relaxed,"
                 " so STARTTLS, CHUNKING and AUTH pass as on a direct connection"
             )
+        yield from self._judge_xforward(stranger)
+
+    def _judge_xforward(self, stranger: ToClient) -> Iterator[Finding]:
+        is_obeyed = stranger.xforward is not None and stranger.xforward.positive
+        remedy = f"add to the service in master.cf: {_XFORWARD}"
         if b"XFORWARD" in stranger.offered:
-            yield self._subject.warning(
-                "still offers XFORWARD after XCLIENT: inside TLS, a client could forge"
-                f" what is logged; add to the service in master.cf: {_XFORWARD}"
+            yield self._subject.unsafe(
+                "still offers XFORWARD after XCLIENT: a client could forge what is logged"
+                " and what filters see, so sessions stay strict, and STARTTLS and"
+                f" CHUNKING are not offered to clients; {remedy}"
+            )
+        elif is_obeyed:
+            yield self._subject.unsafe(
+                "accepts XFORWARD after XCLIENT although it does not offer it: a client"
+                " can forge what is logged and what filters see, inside TLS and wherever"
+                " proxyshim cannot see the command (smtpd_discard_ehlo_keywords hides"
+                f" only the keyword); {remedy}"
             )
 
     def _describe_strict(self, ours: ToProxyshim) -> str:

@@ -64,6 +64,7 @@ class Server:
             self.metrics,
             self._throttle,
             self._log,
+            lambda name, peer: self._shared[name].is_listed(peer),
         )
         self._smtp_acceptor = Acceptor(
             self._limiter.admit, self._limiter.turn_away, self._sessions, self._log
@@ -155,6 +156,7 @@ class Server:
                     listener.untrusted_claims,
                     listener.believed_claims,
                     backend_addresses,
+                    listener.allowlist,
                 ),
                 dial,
                 BY_NAME[listener.settings.convey],
@@ -162,6 +164,7 @@ class Server:
                 self._resolver if listener.settings.resolve else None,
                 self._shares,
                 config.limits.sessions_per_client,
+                self._limiter.rates,
             )
             self._shared[name] = shared
             self._agent_checks.adopt(shared)

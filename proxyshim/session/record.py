@@ -60,6 +60,7 @@ class SessionRecord:
         "phase",
         "reason",
         "refused",
+        "share",
     )
 
     def __init__(self, number: str, listener: str, peer: Endpoint | None) -> None:
@@ -80,6 +81,8 @@ class SessionRecord:
         self.is_quiet = False
         self.backend_port: int | None = None
         self.guard: Guard | None = None
+        # Whom it counts for, where clients are limited; see shares.py.
+        self.share: str | None = None
 
     @property
     def age_s(self) -> float:

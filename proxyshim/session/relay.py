@@ -38,6 +38,7 @@ class Relay:
 
     __slots__ = (
         "_backend",
+        "_backend_reset",
         "_client",
         "_client_ended",
         "_clock",
@@ -73,6 +74,7 @@ class Relay:
         self._defect: Exception | None = None  # raised by our own code in a callback
         self._waiter = client.reactor.get_waiter()
         self._client_ended = False
+        self._backend_reset = False
         self._clock = RelayClock(limits, client.reactor.time())
         self._watch: HeaderWatch | None = None
         self._on_forbidden: Callable[[PeerError], bytes] | None = None
@@ -190,7 +192,8 @@ class Relay:
     def _read_backend_slowly(self, data: bytes) -> None:
         """Take more, or less, than one ordinary reply; b"" is the end."""
         if not data:
-            self._guard.backend_closed()
+            by_reset = self._backend_reset or self._backend.write_failed
+            self._guard.backend_closed(by_reset=by_reset)
             self._flush()
             self._end(End.BACKEND_CLOSED)
             return
@@ -202,6 +205,7 @@ class Relay:
         self._flush()
 
     def _lose_backend(self, _: OSError) -> None:
+        self._backend_reset = True
         self._read_backend(b"")
 
     def _note_backend_backlog(self) -> None:

@@ -6,6 +6,7 @@ whose identity the backend did not take, gets a 421 or the MTA's own reply, and 
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -19,7 +20,6 @@ from proxyshim.conveyance.contract import (
 )
 from proxyshim.errors import BackendError, PeerError, Reason
 from proxyshim.identity import Identity
-from proxyshim.limits import client_key
 from proxyshim.net.closing import close_gently, close_in_background
 from proxyshim.net.fiber import Fiber
 from proxyshim.net.stream import Stream
@@ -27,6 +27,12 @@ from proxyshim.session.admission import Admission, PeerLeft
 from proxyshim.session.record import Outcome, Phase, SessionRecord
 from proxyshim.session.relay import End, Relay
 from proxyshim.session.shared import Shared
+from proxyshim.session.shares import (
+    LINGERING,
+    MAX_LINGERING,
+    OVER_A_LIMIT,
+    share_of,
+)
 from proxyshim.session.timing import FINAL_REPLY_S, RelayLimits
 from proxyshim.smtp import replies
 from proxyshim.smtp.guard import Guard, Rules
@@ -126,7 +132,8 @@ class Session:
         try:
             self._admission = Admission(self._shared, self._client, record)
             record.identity = identity = await self._admission.run()
-            self._take_share(identity)
+            if self._shared.are_clients_limited:
+                self._count_for_client(identity)
             record.phase = Phase.OPEN
             match await self._convey(identity):
                 case Relayed() as backend:
@@ -153,17 +160,24 @@ class Session:
                 raise
             return reports.ended(record, Reason.SHUTDOWN)
 
-    def _take_share(self, identity: Identity) -> None:
-        """Count the session for its client; a health check counts for its proxy."""
-        limit = self._shared.sessions_per_client
-        if not limit or identity.client is None:
+    def _count_for_client(self, identity: Identity) -> None:
+        """Count the session for its client.  Raises PeerError if that is over a limit."""
+        shared, record = self._shared, self._record
+        share = share_of(identity, record.header, record.peer)
+        if share is None:
             return
-        key = client_key(identity.client.address)
-        if not self._shared.shares.take(key, limit):
+        record.share = share
+        if record.header is not None:
+            # An unlisted peer was counted when it was accepted.
+            shared.rates.check(share, time.monotonic())
+        limit = shared.sessions_per_client
+        if not limit:
+            return
+        if not shared.shares.take(share, limit):
             raise PeerError(
                 Reason.TOO_MANY_FROM_CLIENT, f"more than {limit} sessions of one client"
             )
-        self._share = key
+        self._share = share
 
     # Convey: the backend learns who the client is.
 
@@ -243,7 +257,8 @@ class Session:
             record.outcome, record.reason = Outcome.CUT, guard.end_reason
             record.detail = f"drain_timeout_s expired during: {relay.cut_in}"
         elif guard.end_reason is not None:
-            reports.relay_ended(record, guard.end_reason, relay.failure)
+            detail = relay.failure.detail if relay.failure else guard.farewell
+            reports.relay_ended(record, guard.end_reason, detail)
         elif record.is_check:
             record.outcome = Outcome.CHECKED
         elif end is End.CLIENT_LOST:
@@ -254,14 +269,18 @@ class Session:
             reports.warn_once(
                 record,
                 "xforward_offered",
-                "clients could forge log fields inside TLS; add to the backend's service"
-                " in master.cf: -o smtpd_authorized_xforward_hosts=",
+                "proxyshim may still use XFORWARD, so clients could forge what is logged:"
+                " sessions stay strict, without STARTTLS; add to the backend's service in"
+                " master.cf: -o smtpd_authorized_xforward_hosts=",
             )
 
     # Close: both sides read our last reply.
 
     async def _close(self, farewell: bytes) -> None:
         self._client.send(farewell)
+        if self._record.reason in OVER_A_LIMIT and not self._may_linger():
+            self._client.flush()
+            return
         self._quit_backend()
         guard = self._record.guard
         may_owe_acknowledgement = guard is not None and (
@@ -271,6 +290,16 @@ class Session:
             self._client,
             until_acknowledged_s=FINAL_REPLY_S if may_owe_acknowledgement else 0.0,
         )
+
+    def _may_linger(self) -> bool:
+        """Return True if a client over a limit may still wait for a careful close.
+
+        Otherwise a flood that we refuse would fill ``sessions`` all the same.
+        """
+        if not self._shared.shares.take(LINGERING, MAX_LINGERING):
+            return False
+        self._share = LINGERING
+        return True
 
     def _quit_backend(self) -> None:
         if self._backend is not None:

@@ -12,6 +12,7 @@ from typing import Final
 
 from proxyshim.errors import Reason
 from proxyshim.smtp.content import ContentScanner
+from proxyshim.smtp.hang_up import Farewell
 from proxyshim.smtp.verbs import Kind, Refusal
 
 MAX_OWED: Final = 1_000  # replies; at this bound we stop reading the client
@@ -54,12 +55,14 @@ class Dialogue:
         "answered_early",
         "backend_quitting",
         "end_reason",
+        "farewell",
         "held",
         "last_code",
         "mail_accepted",
         "messages_accepted",
         "mode",
         "owed",
+        "owed_after_5xx",
         "refused",
         "scanner",
         "state",
@@ -83,6 +86,11 @@ class Dialogue:
         self.backend_quitting = False
         self.held = b""  # from the client, and not allowed to pass yet
         self.unsure = False  # see the argument in guard.py, step 3
+        # The backend's 421, once it has sent one.
+        self.farewell: Farewell | None = None
+        # How many replies were owed when the backend's last one, a 5xx, had come; -1 after any
+        # other reply.
+        self.owed_after_5xx = -1
         # The backend has already answered the current content, before its end.
         self.answered_early = False
         self.mail_accepted = False
@@ -125,6 +133,7 @@ class Dialogue:
         A *kind* of None is a reply to nothing that the client sent.
         """
         self.last_code = code
+        self.owed_after_5xx = len(self.owed) if code >= 500 else -1
         if code in _QUITTING_CODES:
             self.backend_quitting = True
         positive = code < 300  # 2yz: the command was completed (RFC 5321, 4.2.1)
@@ -136,6 +145,18 @@ class Dialogue:
         elif positive and kind in _RESETTING:
             self.mail_accepted = False
 
+    @property
+    def is_judged(self) -> bool:
+        """Return True if the backend's last word was a 5xx, and it has no other command to read.
+
+        If it hangs up now, that was its judgement of the client.  A QUIT does not count, because
+        it is how a client answers such a 5xx.
+        """
+        if self.owed_after_5xx < 0:
+            return False
+        since = self.owed[self.owed_after_5xx :]
+        return all(owed is _QUIT or isinstance(owed, bytes) for owed in since)
+
     def answer(self, reply: bytes) -> None:
         """Queue our own *reply*, or deliver it if no other reply is owed."""
         if self.owed:
@@ -144,9 +165,10 @@ class Dialogue:
             self.deliver_own(reply)
 
     def deliver_own(self, reply: bytes) -> None:
-        """Deliver our own *reply* now."""
-        self.to_client.append(reply)
-        self.last_code = int(reply[:3])
+        """Deliver our own *reply* now; but nothing of ours follows the backend's last one."""
+        if not self.backend_quitting:
+            self.to_client.append(reply)
+            self.last_code = int(reply[:3])
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer a command that is not forwarded."""
@@ -173,6 +195,7 @@ _UNDECIDED: Final = State.UNDECIDED
 _MAIL: Final = Kind.MAIL
 _CONTENT: Final = Kind.CONTENT
 _BDAT_LAST: Final = Kind.BDAT_LAST
+_QUIT: Final = Kind.QUIT
 
 _QUITTING_CODES: Final = (221, 421)
 _RESETTING: Final = (Kind.HELO, Kind.EHLO, Kind.RSET)

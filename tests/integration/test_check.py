@@ -253,7 +253,8 @@ TIMELY = "connect_timeout_s = 0.3\nreply_timeout_s = 0.3"
             "and AUTH is withheld with STARTTLS;",
         ),
         (Script(hidden=True), 1, "UNSAFE", "accepts a second XCLIENT"),
-        (Script(keywords=("XFORWARD NAME",)), 0, "warning", "still offers XFORWARD"),
+        (Script(keywords=("XFORWARD NAME",)), 1, "UNSAFE", "still offers XFORWARD"),
+        (Script(replies={"XFORWARD": "250 Ok"}), 1, "UNSAFE", "accepts XFORWARD after"),
         (Script(attributes=""), 1, "error", "-o smtpd_authorized_xclient_hosts=127.0"),
         (Script(attributes="NAME PORT"), 1, "error", "offers XCLIENT without ADDR"),
         (Script(attributes="ADDR PORT"), 0, "warning", "does not take NAME"),
@@ -532,6 +533,13 @@ SERVICES = {
     "xforward": Smtpd(
         "127.0.0.1:12027", {"smtpd_authorized_xclient_hosts": "127.0.0.1"}
     ),
+    "hidden-xforward": Smtpd(
+        "127.0.0.1:12033",
+        {
+            "smtpd_authorized_xclient_hosts": "127.0.0.1",
+            "smtpd_discard_ehlo_keywords": "xforward",
+        },
+    ),
     "wide": Smtpd(
         "127.0.0.1:12028",
         {**RECOMMENDED, "smtpd_authorized_xclient_hosts": "127.0.0.0/8"},
@@ -563,7 +571,8 @@ def postfix(site: Site) -> Iterator[Postfix]:
     [
         ("recommended", 0, "ok", "drops the right to XCLIENT"),
         ("v6", 0, "ok", "to proxyshim, and not to ::5"),
-        ("xforward", 0, "warning", "add to the service in master.cf: -o smtpd_author"),
+        ("xforward", 1, "UNSAFE", "still offers XFORWARD after XCLIENT"),
+        ("hidden-xforward", 1, "UNSAFE", "accepts XFORWARD after XCLIENT although it"),
         ("wide", 0, "warning", "gives the right to XCLIENT to 127.0.0.5 too"),
         (
             "private",

@@ -103,12 +103,18 @@ def test_a_peer_without_a_header_is_the_client_whatever_its_address(
 
 
 def trust(
-    *, untrusted: str = "", believed: str = "", backend: Collection[Address] = ()
+    *,
+    untrusted: str = "",
+    believed: str = "",
+    backend: Collection[Address] = (),
+    listed: str = "",
 ) -> Trust:
+    """Return the rule of a listener with these lists, whose entries are separated by spaces."""
+
     def read(entries: str) -> Networks:
         return Networks.from_entries(entries.split(), "test")
 
-    return Trust(read(untrusted), read(believed), frozenset(backend))
+    return Trust(read(untrusted), read(believed), frozenset(backend), read(listed))
 
 
 def test_the_proxys_own_address_is_not_believed() -> None:

@@ -43,8 +43,9 @@ OFFER = "250 mta.example.net/PIPELINING/XCLIENT NAME ADDR PORT"
 DROPPED = ToClient(
     reply("250 mta.example.net/PIPELINING"),
     reply("550 5.7.0 insufficient authorization"),
+    reply("550 5.7.0 insufficient authorization"),
 )
-KEPT = ToClient(reply(OFFER), reply("220 mta.example.net"))
+KEPT = replace(DROPPED, ehlo=reply(OFFER), xclient=reply("220 mta.example.net"))
 GOOD = ToProxyshim(reply("220 mta.example.net ESMTP"), reply(OFFER), None, OWN)
 ALL_DROPPED = dict.fromkeys((*CLIENTS, NEIGHBOUR), DROPPED)
 
@@ -150,11 +151,24 @@ ROWS = {
         exit=1,
     ),
     "xforward": Row(
-        WARNING,
-        "add to the service in master.cf: -o smtpd_authorized_xforward_hosts=",
+        UNSAFE,
+        "not offered to clients; add to the service in master.cf:"
+        " -o smtpd_authorized_xforward_hosts=",
         theirs={
             STRANGER: replace(DROPPED, ehlo=reply("250 mta/XFORWARD NAME ADDR/SIZE"))
         },
+        exit=1,
+    ),
+    "hidden-xforward": Row(
+        UNSAFE,
+        "accepts XFORWARD after XCLIENT although it does not offer it",
+        theirs={STRANGER: replace(DROPPED, xforward=reply("250 2.0.0 Ok"))},
+        exit=1,
+    ),
+    "closes-before-xforward": Row(
+        OK,
+        "drops the right to XCLIENT after its first use",
+        theirs={STRANGER: replace(DROPPED, xforward=None)},
     ),
     "wide-list": Row(
         WARNING,

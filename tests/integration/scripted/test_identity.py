@@ -277,7 +277,7 @@ def test_a_strict_check_is_offered_nothing_dangerous(rig: Rig) -> None:
 
 @pytest.mark.parametrize("claim", ["127.0.0.1", LISTED, "::1"])
 def test_a_claim_in_believed_claims_is_believed(rig_with: OpenRig, claim: str) -> None:
-    rig = rig_with(believed_claims=["127.0.0.0/8", "::1"])
+    rig = rig_with(believed_claims=["127.0.0.1", LISTED, "::1"])
     client = rig.connect(LISTED)
     client.send(v1(claim))
     mta = rig.accept()

@@ -228,10 +228,8 @@ def test_a_first_greeting_other_than_220_is_not_passed_on(
     mta = rig.accept()
     mta.send(greeting)
     check_nothing_passed(rig, client, mta, UNAVAILABLE, "backend_greeting")
-    assert len(rig.events.find("backend_failed")) == 1, rig.events.find(
-        "backend_failed"
-    )
-    (error,) = rig.events.find("backend_failed")
+    # Another session, which shows that nobody else was connected, may have failed since.
+    (error,) = rig.events.find("backend_failed", reason="backend_greeting")
     assert greeting.strip().decode() in error["detail"]
 
 

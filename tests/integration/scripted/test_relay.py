@@ -349,10 +349,8 @@ def test_after_starttls_a_lost_backend_closes_the_session_without_421(rig: Rig) 
     assert client.last_words() == b"half a record"
 
 
-@pytest.mark.parametrize(
-    "farewell", [b"421 4.3.2 restarting\r\n", b"221 2.0.0 bye\r\n"]
-)
-def test_the_backends_farewell_is_relayed(rig: Rig, farewell: bytes) -> None:
+def test_the_backends_goodbye_is_relayed(rig: Rig) -> None:
+    farewell = b"221 2.0.0 bye\r\n"
     client, mta = relaxed_pair(rig)
     client.send(b"QUIT\r\n")
     mta.expect(b"QUIT\r\n")
