@@ -7,8 +7,10 @@ SIGUSR2           upgrade in place: a successor accepts new connections, while t
 """
 
 import asyncio
+import contextlib
 import gc
 import signal
+from asyncio import FIRST_COMPLETED
 from collections.abc import Callable, Coroutine
 from typing import Final
 
@@ -54,18 +56,9 @@ class Daemon:
         """Serve until a signal ends the process.  Raises ConfigError if it cannot start."""
         # First of all, because a SIGHUP without a handler would end the process.
         self._handle_signals()
-        await self._server.start()
-        self._started.set()
-        # What is loaded now stays, so the collector can ignore it.  A session leaves no garbage
-        # that needs the collector (tests/integration/scripted/test_session_objects.py), so it
-        # can run rarely.
-        gc.freeze()
-        gc.set_threshold(_OBJECTS_PER_COLLECTION)
-        self._predecessor = Predecessor.find()
-        if self._predecessor is not None:
-            self._predecessor.watch(self._become_main_process)
-        self._notify("READY=1", self._status())
-        self._send_heartbeats()
+        if not await self._start():
+            await self._server.close()
+            return
         await self._stop.wait()
         if not self._handed_over:
             self._notify("STOPPING=1", self._status())
@@ -79,6 +72,35 @@ class Daemon:
         # The loop gives its handlers up before the process ends.  A signal in between would kill
         # the process, and its status would report a failure.
         signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+
+    async def _start(self) -> bool:
+        """Start to serve; return False if a signal to stop came first.  Raises ConfigError."""
+        self._predecessor = Predecessor.find()
+        loop = asyncio.get_running_loop()
+        # A successor fails at once instead of waiting.
+        waits = self._predecessor is None
+        starting = loop.create_task(self._server.prepare(waits=waits))
+        stopping = loop.create_task(self._stop.wait())
+        await asyncio.wait((starting, stopping), return_when=FIRST_COMPLETED)
+        stopping.cancel()
+        if not starting.done():
+            starting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await starting
+            return False
+        await starting
+        self._server.serve()
+        self._started.set()
+        # What is loaded now stays, so the collector can ignore it.  A session leaves no garbage
+        # that needs the collector (tests/integration/scripted/test_session_objects.py), so it
+        # can run rarely.
+        gc.freeze()
+        gc.set_threshold(_OBJECTS_PER_COLLECTION)
+        if self._predecessor is not None:
+            self._predecessor.watch(self._become_main_process)
+        self._notify("READY=1", self._status())
+        self._send_heartbeats()
+        return True
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
