@@ -95,6 +95,9 @@ class ListenerSettings:
     bind: Binds
     # The MTA: "address:port", "name:port" or "unix:/path".
     backend: Backend
+    # For how long the start tries to open *bind* while an address is not there yet or a port is
+    # busy.  Then the process ends with 75, so that systemd starts it again.
+    bind_timeout_s: Seconds = 30.0
     # A file that lists the proxies, one address or network per line; its path is relative to
     # the configuration file.  A listed peer must send a PROXY header.  Without a file nobody is
     # listed, and PROXY support is off.
