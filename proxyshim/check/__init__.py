@@ -5,6 +5,7 @@
 - ``questions.py``     asks the backend, as the shim and on behalf of clients
 - ``answers.py``       what a backend was asked, and what it answered
 - ``verdicts.py``      judges the answers; asks nothing itself
+- ``names.py``         asks the DNS servers whether they answer
 
 ``proxyshim/findings.py`` has the finding, its line, the summary and the exit status.
 """
@@ -13,6 +14,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import closing
 
+from proxyshim.check.names import ask_dns_servers, judge_dns_servers
 from proxyshim.check.questions import ask, find_backends
 from proxyshim.check.setup import is_own_listener, judge_setup
 from proxyshim.check.surroundings import look_around
@@ -40,6 +42,8 @@ async def _examine(config: Config, reactor: Reactor, say: Callable[[str], None])
 
     surroundings = look_around(config)
     for finding in judge_setup(config, surroundings):
+        report(finding)
+    for finding in judge_dns_servers(await ask_dns_servers(config)):
         report(finding)
     for backend in await find_backends(config, reactor):
         if is_own_listener(config, backend.name):

@@ -16,6 +16,7 @@ from proxyshim.addresses import Address, Endpoint, read_socket_name
 from proxyshim.backend.dial import BackendLimits, Dial
 from proxyshim.config import Config
 from proxyshim.conveyance import BY_NAME
+from proxyshim.dns.system import System
 from proxyshim.errors import ConfigError, Reason
 from proxyshim.limits import Shares
 from proxyshim.metrics import HEARTBEAT_S, Metrics, MetricsServer
@@ -43,7 +44,10 @@ class Server:
         self._loop: asyncio.AbstractEventLoop
         self._reactor: Reactor
         self.metrics = Metrics()
-        self._resolver = Resolver(_resolver_settings(config), self.metrics)
+        self._system = System()
+        self._resolver = Resolver(
+            _resolver_settings(config), self.metrics, self._system
+        )
         self._throttle = Throttle()
         self._shares = Shares()
         self._shared: dict[str, Shared] = {}
@@ -170,6 +174,7 @@ class Server:
 
     async def reload(self, config: Config) -> None:
         """Apply what can change at run time; open sessions keep their configuration."""
+        self._system.reload()
         await self._adopt(config)
         if keys := _keys_needing_restart(self._config, config):
             self._log.warning("restart_needed", keys=keys)
