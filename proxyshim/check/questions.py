@@ -15,8 +15,10 @@ from typing import Final
 
 from proxyshim.addresses import Address, Endpoint, SocketName
 from proxyshim.allowlist import read_network
+from proxyshim.backend.addresses import BackendAddresses
 from proxyshim.backend.dial import BackendLimits, Dial
 from proxyshim.backend.dialogue import BackendDialogue
+from proxyshim.backend.lookup import SystemLookup
 from proxyshim.check.answers import (
     MAX_BELIEVED_ASKED,
     STRANGER,
@@ -31,6 +33,7 @@ from proxyshim.check.setup import is_loopback, takes_claims
 from proxyshim.config import Config, Listener
 from proxyshim.conveyance import BY_NAME
 from proxyshim.conveyance.contract import Relayed, no_names, no_warning
+from proxyshim.dns.system import System
 from proxyshim.errors import BackendError, Reason
 from proxyshim.identity import Identity
 from proxyshim.net.reactor import Reactor
@@ -68,24 +71,28 @@ async def find_backends(config: Config, reactor: Reactor) -> list[Backend]:
         limits = BackendLimits.from_listener(listener)
         shared.setdefault((listener.backend, limits), []).append(listener)
     backends = []
+    lookup = SystemLookup(System())
     for (name, limits), listeners in shared.items():
-        dial = Dial(reactor, name, limits)
-        claims = await _find_claims(dial, listeners)
+        addresses = BackendAddresses(name, lookup)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.connect_timeout_s):
+                await addresses.refresh()
+        dial = Dial(reactor, addresses, limits)
+        claims = _find_claims(addresses, listeners)
         backends.append(Backend(name, dial, tuple(listeners), claims))
     return backends
 
 
-async def _find_claims(dial: Dial, listeners: list[Listener]) -> tuple[Claim, ...]:
+def _find_claims(
+    addresses: BackendAddresses, listeners: list[Listener]
+) -> tuple[Claim, ...]:
     claims: dict[Address, Claim] = {}
     for listener in filter(takes_claims, listeners):
-        own: frozenset[Address] = frozenset()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(dial.limits.connect_timeout_s):
-                own = await dial.ip_addresses()
-        trust = Trust(listener.untrusted_claims, listener.believed_claims, own)
+        trust = Trust(listener.untrusted_claims, listener.believed_claims, addresses)
         for claim in _claims_to_ask(listener):
-            if trust.believes(claim.address, None):
-                claims.setdefault(claim.address, claim)
+            with contextlib.suppress(BackendError):  # its addresses are not known
+                if trust.believes(claim.address, None):
+                    claims.setdefault(claim.address, claim)
     return tuple(claims.values())
 
 

@@ -66,9 +66,9 @@ class Xclient:
 
     async def is_up(self, dial: Dial) -> bool:
         """Return True if the backend greets us and offers an XCLIENT that conveys addresses."""
-        backend = await dial.connect()
+        backend = await dial.open()
         try:
-            offered = await greet(backend, dial.limits.ehlo_name)
+            offered = await say_hello(backend, dial.limits.ehlo_name)
         except BaseException:
             backend.stream.close()
             raise
@@ -77,9 +77,9 @@ class Xclient:
 
 
 async def _open(dial: Dial, identity: Identity, get_names: GetNames) -> Relayed:
-    backend = await dial.connect()
+    backend = await dial.open()
     try:
-        return await _introduce(backend, dial, identity, get_names)
+        return await _convey(backend, dial, identity, get_names)
     except BaseException as error:
         if isinstance(error, BackendError) and error.reason in _AT_A_COMMAND:
             backend.quit()
@@ -88,10 +88,10 @@ async def _open(dial: Dial, identity: Identity, get_names: GetNames) -> Relayed:
         raise
 
 
-async def _introduce(
+async def _convey(
     backend: BackendDialogue, dial: Dial, identity: Identity, get_names: GetNames
 ) -> Relayed:
-    offered = await greet(backend, dial.limits.ehlo_name)
+    offered = await say_hello(backend, dial.limits.ehlo_name)
     parameters = offered.get(b"XCLIENT")
     if parameters is None or not offers_identity(parameters):
         raise BackendError(
@@ -108,13 +108,8 @@ async def _introduce(
     )
 
 
-async def greet(backend: BackendDialogue, ehlo_name: str) -> Mapping[bytes, bytes]:
-    """Take the greeting and send EHLO; return what is offered.  Raises BackendError."""
-    greeting = await backend.greeting()
-    if greeting.code != 220:
-        raise BackendError(
-            Reason.BACKEND_GREETING, f"greeted with: {greeting.excerpt()}"
-        )
+async def say_hello(backend: BackendDialogue, ehlo_name: str) -> Mapping[bytes, bytes]:
+    """Send EHLO to a backend that has greeted; return what is offered.  Raises BackendError."""
     reply = await backend.command(b"EHLO %s\r\n" % ehlo_name.encode("ascii"))
     if reply.code != 250:
         raise BackendError(

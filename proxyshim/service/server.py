@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from proxyshim.addresses import Address, Endpoint, read_socket_name
+from proxyshim.addresses import Endpoint, read_socket_name
 from proxyshim.backend.dial import BackendLimits, Dial
 from proxyshim.config import Config
 from proxyshim.conveyance import BY_NAME
@@ -25,6 +25,7 @@ from proxyshim.net.connection import Connection
 from proxyshim.net.reactor import Reactor
 from proxyshim.service.acceptor import Acceptor, Limiter
 from proxyshim.service.agent import AgentChecks
+from proxyshim.service.backends import Backends
 from proxyshim.service.sandbox import report_forbidden
 from proxyshim.service.sockets import ListeningSocket, SocketSource
 from proxyshim.session.ending import ENDINGS, Reports
@@ -48,10 +49,10 @@ class Server:
         self._resolver = Resolver(
             _resolver_settings(config), self.metrics, self._system
         )
+        self._backends = Backends(self._system, self.metrics)
         self._throttle = Throttle()
         self._shares = Shares()
         self._shared: dict[str, Shared] = {}
-        self._backend_addresses: dict[str, frozenset[Address]] = {}
         self._metrics_socket: ListeningSocket | None = None
         self._metrics_server: MetricsServer | None = None
         self._sessions: set[Session] = set()
@@ -106,7 +107,7 @@ class Server:
                 self._metrics_socket.sock, self.metrics
             )
         report_forbidden(
-            self._log, self._config, self._backend_addresses, self.sockets().values()
+            self._log, self._config, self._backends.ips(), self.sockets().values()
         )
         self._agent_checks.note_start()
         self._serve()
@@ -142,25 +143,21 @@ class Server:
         # A listener that *config* adds has no sockets until the next start.
         served = {each.settings.name for each in self._config.listeners}
         listeners = [each for each in config.listeners if each.settings.name in served]
-        dials = [
-            Dial(self._reactor, each.backend, BackendLimits.from_listener(each))
-            for each in listeners
-        ]
-        addresses = [await each.ip_addresses() for each in dials]
+        backends = await self._backends.adopt(
+            {each.settings.name: each.backend for each in listeners}
+        )
         # From here on there is no await, so no session sees only a part of *config*.
-        for listener, dial, backend_addresses in zip(
-            listeners, dials, addresses, strict=True
-        ):
+        for listener in listeners:
             name = listener.settings.name
-            self._backend_addresses[name] = backend_addresses
+            addresses = backends[name]
             shared = Shared(
                 listener,
                 Trust(
                     listener.untrusted_claims,
                     listener.believed_claims,
-                    backend_addresses,
+                    addresses,
                 ),
-                dial,
+                Dial(self._reactor, addresses, BackendLimits.from_listener(listener)),
                 BY_NAME[listener.settings.convey],
                 Reports(name, str(listener.backend), self.metrics, self._throttle),
                 self._resolver if listener.settings.resolve else None,
@@ -272,6 +269,7 @@ class Server:
             self._housekeeping.cancel()
         _log_suppressed(self._log, self._throttle.take_counts(math.inf))
         await self._resolver.close()
+        await self._backends.close()
         self._close_sockets()
         self._reactor.close()
         self._log.info("service_stopped")

@@ -11,7 +11,9 @@ import pytest
 from proxyshim import config
 from proxyshim.addresses import Address, SocketName, read_socket_name
 from proxyshim.allowlist import ListEntry, read_network
+from proxyshim.backend.addresses import BackendAddresses
 from proxyshim.backend.dial import BackendLimits, Dial
+from proxyshim.backend.lookup import SystemLookup
 from proxyshim.check.answers import (
     STRANGER,
     STRANGER_V6,
@@ -25,6 +27,7 @@ from proxyshim.check.setup import is_own_listener, judge_setup, takes_claims
 from proxyshim.check.surroundings import Surroundings
 from proxyshim.check.verdicts import judge, service_line
 from proxyshim.config import Config
+from proxyshim.dns.system import System
 from proxyshim.errors import BackendError, Reason
 from proxyshim.findings import Finding, Severity, exit_status, summary
 from proxyshim.net.reactor import Reactor
@@ -255,7 +258,8 @@ def backend(tmp_path: Path) -> Backend:
     listeners = load(tmp_path, "", "allow_plaintext_auth = true").listeners
     limits = BackendLimits("shim.example", 5.0, 60.0)
     name = SocketName(host="127.0.0.1", port=10725)
-    dial = Dial(cast("Reactor", None), name, limits)  # verdicts connect nowhere
+    addresses = BackendAddresses(name, SystemLookup(System()))
+    dial = Dial(cast("Reactor", None), addresses, limits)  # verdicts connect nowhere
     return Backend(name, dial, listeners, CLAIMS)
 
 

@@ -100,13 +100,20 @@ def test_a_peer_without_a_header_is_itself_whatever_it_is(peer: Endpoint) -> Non
 # The rule itself.
 
 
+class Known(frozenset[Address]):
+    """The addresses of a backend, all of which are known."""
+
+    def knows(self, version: int) -> bool:
+        return version in (4, 6)
+
+
 def trust(
     *, untrusted: str = "", believed: str = "", backend: Collection[Address] = ()
 ) -> Trust:
     def read(entries: str) -> Networks:
         return Networks.from_entries(entries.split(), "test")
 
-    return Trust(read(untrusted), read(believed), frozenset(backend))
+    return Trust(read(untrusted), read(believed), Known(backend))
 
 
 def test_the_proxys_own_address_is_not_believed() -> None:
