@@ -177,6 +177,19 @@ class BackendAddresses:
 
     # Keeping them up to date.
 
+    def inherit(self, other: "BackendAddresses") -> None:
+        """Take over what *other* knows of the same host name, for our own port."""
+        for key, known in other._records.items():
+            assert isinstance(known.socket_address, tuple)
+            own = (known.socket_address[0], self.name.port)
+            record = BackendAddress(known.family, own)
+            record.resolved_at = known.resolved_at
+            self._records[key] = record
+        self.current = [
+            self._records[each.ip] for each in other.current if each.ip is not None
+        ]
+        self._known = set(other._known)
+
     def start(self) -> None:
         """Resolve the name now, and again whenever its answer expires."""
         if not self._is_literal and self._task is None:

@@ -22,6 +22,7 @@ NO_TTL_S: Final = 5.0
 MAX_ADDRESSES: Final = 64
 
 _KINDS: Final = {4: Kind.A, 6: Kind.AAAA}
+_LOOPBACK: Final = (ip_address("127.0.0.1"), ip_address("::1"))
 _DISCARD_PORT: Final = 9  # nothing is sent to it
 
 
@@ -55,6 +56,8 @@ class SystemLookup:
     async def find(self, name: str) -> Found:
         """Return the addresses of *name*, at least one.  Raises LookupFailed."""
         listed = (await self._system.hosts()).addresses_of(name)
+        if not listed and name.lower().rstrip(".") == "localhost":
+            listed = list(_LOOPBACK)  # RFC 6761, 6.3
         if listed:
             return Found(_by_version(listed))
         for candidate in self._system.resolv_conf().candidates(name):

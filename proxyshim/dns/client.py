@@ -10,6 +10,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Final
 
 from proxyshim.dns.message import (
@@ -101,8 +102,10 @@ class DnsClient:
 
     def _in_order(self) -> list[str]:
         """Return the servers, those that were silent lately last."""
-        now, silent_at = time.monotonic(), self._silent_at
-        servers = list(self._find_servers())
+        servers, silent_at = list(self._find_servers()), self._silent_at
+        if not silent_at:
+            return servers
+        now = time.monotonic()
         for server in set(silent_at) - set(servers):
             del silent_at[server]
         due = {each: silent_at.get(each, -AVOID_SILENT_S) for each in servers}
@@ -180,17 +183,24 @@ class _open:  # noqa: N801 - a context manager, used like a function
     """Open a socket to *server*; return it with the address to connect to."""
 
     def __init__(self, server: str, kind: socket.SocketKind) -> None:
-        host, port = split_server(server)
-        flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-        [found, *_] = socket.getaddrinfo(host, port, type=kind, flags=flags)
-        self._address = found[4]
-        self._sock = socket.socket(found[0], kind | socket.SOCK_NONBLOCK)
+        family, self._address = _socket_address(server)
+        self._sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
 
     def __enter__(self) -> tuple[socket.socket, tuple[object, ...]]:
         return self._sock, self._address
 
     def __exit__(self, *_: object) -> None:
         self._sock.close()
+
+
+# Cached, because the same few servers are asked for every client.
+@lru_cache(maxsize=64)
+def _socket_address(server: str) -> tuple[int, tuple[object, ...]]:
+    """Return the family and the address to connect to.  Raises OSError."""
+    host, port = split_server(server)
+    flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+    [found, *_] = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=flags)
+    return found[0], found[4]
 
 
 def split_server(server: str) -> tuple[str, int]:

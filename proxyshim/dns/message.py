@@ -34,6 +34,8 @@ _OPT: Final = b"\0" + _RECORD.pack(41, UDP_OCTETS, 0, 0)
 # RFC 2181, 8: a TTL with the highest bit set counts as zero.
 _TTL_SIGN: Final = 0x8000_0000
 _POINTER: Final = 0xC0
+# A pointer to the name in the question: by far the most frequent owner.
+_TO_QUESTION: Final = b"\xc0\x0c"
 
 # The octets that stay as they are in the text of a name.  All others are written as \DDD, as in
 # a zone file, so that no two names have the same text.
@@ -137,7 +139,9 @@ def _read_records(
     Of PTR records we read only the first, because no more than that is ever used.
     """
     names = _NameReader(data)
-    chain = {names.read(_HEADER.size)[0].lower()}
+    asked, _ = names.read(_HEADER.size)
+    names.note(_TO_QUESTION, asked)
+    chain = {asked.lower()}
     found: list[bytes] = []
     ttl_s: int | None = None
     for _ in range(count):
@@ -180,6 +184,10 @@ class _NameReader:
         self._known: dict[bytes, bytes] = {}  # by the pointer that is all of a name
         self._labels_left = MAX_LABELS
 
+    def note(self, pointer: bytes, name: bytes) -> None:
+        """Note where a *pointer* leads."""
+        self._known[pointer] = name
+
     def read(self, at: int) -> tuple[bytes, int]:
         """Return the text of the name at *at*, and where it ends.  Raises BadAnswer."""
         pointer = self._data[at : at + 2]
@@ -188,7 +196,7 @@ class _NameReader:
             return name, at + 2
         name, end = self._read_labels(at)
         if end == at + 2 and pointer[0] & _POINTER == _POINTER:
-            self._known[pointer] = name
+            self.note(pointer, name)
         return name, end
 
     def _read_labels(self, at: int) -> tuple[bytes, int]:

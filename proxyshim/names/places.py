@@ -9,12 +9,15 @@ lookup that has waited for long gives way to any client: its zone or its server 
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 from typing import Final
 
 from proxyshim.addresses import Address
 
 # How many low bits of an address to drop.  IPv4: /16, /24, /32.  IPv6: /32, /48, /64.
 _DROPPED_BITS: Final = {4: (16, 8, 0), 6: (96, 80, 64)}
+# We look for the crowd among the oldest lookups: it is there, and to look at all may take long.
+MAX_SEARCHED: Final = 200
 # A lookup with a live server is over long before.
 GIVES_WAY_AFTER_S: Final = 2.0
 
@@ -73,7 +76,7 @@ class Places:
         """Return the network of this *size* that has most places, *within* a wider one."""
         candidates = {
             networks[size]
-            for _, networks in self._taken.values()
+            for _, networks in islice(self._taken.values(), MAX_SEARCHED)
             if within is None or within in networks
         }
         return max(candidates, key=self._counts.__getitem__, default=None)

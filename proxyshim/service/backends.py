@@ -61,6 +61,10 @@ class Backends:
             addresses = BackendAddresses(
                 name, self._lookup, on_change=self._note_readiness
             )
+            for other in self._by_name.values():
+                # The rule of trust follows the name, whatever the port.
+                if name.host and other.name.host == name.host:
+                    addresses.inherit(other)
             self._by_name[name] = addresses
             addresses.start()
         else:

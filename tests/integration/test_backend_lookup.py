@@ -66,6 +66,15 @@ def test_hosts_come_first_and_count_for_a_moment(play: Play) -> None:
     play(scenario, hosts="192.0.2.9 mx.example\n")
 
 
+def test_localhost_is_never_asked_for(play: Play) -> None:
+    async def scenario(lookup: SystemLookup, dns: Responder) -> None:
+        dns.add_host("localhost.", "192.0.2.1")
+        assert shown(await lookup.find("localhost")) == ["127.0.0.1", "::1"]
+        assert dns.asked == []
+
+    play(scenario)
+
+
 def test_a_short_name_is_found_in_a_search_domain(play: Play) -> None:
     async def scenario(lookup: SystemLookup, dns: Responder) -> None:
         dns.add_host("mx.b.example.", "192.0.2.1")

@@ -1,5 +1,6 @@
 """A backend that is a host name: resolved once for all, followed when it moves, and trusted."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
@@ -181,6 +182,23 @@ def test_a_reload_with_a_new_name_that_fails_believes_nobody(
     client = rig.connect(LISTED)
     client.send(v1())
     assert client.last_words() == NOT_AVAILABLE
+
+
+def test_a_reload_with_another_port_keeps_what_is_known_of_the_name(
+    names: Names, open_named: OpenNamed
+) -> None:
+    names.become("127.0.0.1", ELSEWHERE)
+    rig = open_named()
+    names.become()
+    with contextlib.closing(Backend()) as other:
+        text = rig.shim.config.read_text()
+        rig.shim.config.write_text(
+            text.replace(rig.backend.name, f"mx.test:{other.port}")
+        )
+        rig.shim.reload()
+        rig.backend = other
+        assert is_served(rig, v1())
+        assert not is_believed(rig, ELSEWHERE)
 
 
 # Several addresses.
