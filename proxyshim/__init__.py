@@ -8,6 +8,7 @@
     session/                     one connection's life, from accept to close
     conveyance/                  how the backend learns who the client is
     backend/  names              the mail server; the client's host names
+    dns/                         DNS servers, /etc/hosts, /etc/resolv.conf
     net/                         bytes on sockets, and the small runtime that moves them
     config/  logs  metrics       settings, log lines, counters
     allowlist  limits  throttle  who is listed; how many, how fast; repeated log lines

@@ -48,6 +48,7 @@ class Reason(StrEnum):
 
     # The backend.
     BACKEND_UNREACHABLE = "backend_unreachable"
+    BACKEND_UNRESOLVED = "backend_unresolved"
     BACKEND_TIMEOUT = "backend_timeout"
     BACKEND_CLOSED = "backend_closed"
     BACKEND_GREETING = "backend_greeting"

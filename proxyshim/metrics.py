@@ -92,6 +92,8 @@ class Metrics(Collector):
         self.names_cached = 0
         self.heartbeat = time.monotonic()
         self.ready = False
+        # The listeners whose backend's name has never been resolved.
+        self.unresolved: frozenset[str] = frozenset()
 
     def collect(self) -> Iterable[Metric]:
         """Yield all metrics, as Prometheus types."""
@@ -202,6 +204,11 @@ class Metrics(Collector):
         )
 
     @property
+    def is_ready(self) -> bool:
+        """Return True if sessions are served, as far as that depends on this process."""
+        return self.ready and not self.unresolved
+
+    @property
     def is_live(self) -> bool:
         """Return True if the event loop is running."""
         return time.monotonic() - self.heartbeat < STUCK_S
@@ -288,7 +295,7 @@ class MetricsServer:
         if path == "/metrics":
             shown: Iterable[bytes] = self._show(environ, start)
             return shown
-        states = {"/livez": self._metrics.is_live, "/readyz": self._metrics.ready}
+        states = {"/livez": self._metrics.is_live, "/readyz": self._metrics.is_ready}
         return _respond(start, states.get(path))
 
 

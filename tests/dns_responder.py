@@ -81,6 +81,10 @@ class Responder:
         """Never answer this question."""
         self._silent.add(_key(name, kind))
 
+    def speak_again(self) -> None:
+        """Answer every question again."""
+        self._silent.clear()
+
     def truncate(self, name: str, kind: str) -> None:
         """Answer this question by TCP only."""
         self._truncated.add(_key(name, kind))
@@ -118,7 +122,8 @@ class Responder:
         if key in self._truncated:
             answer.answer.clear()
             answer.flags |= TC
-        self._socket.sendto(answer.to_wire(), sender)
+        # However long it is: no real server sends more than the question allows.
+        self._socket.sendto(answer.to_wire(max_size=65_000), sender)
 
     async def answer_stream(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

@@ -1,12 +1,17 @@
-"""Reaching the backend: its name, its addresses, and which of them to try."""
+"""Reaching the backend: which of its addresses to try, and for how long.
+
+One that refuses, is silent, or greets with other than 220 gives way to the next, and later sessions
+then try it last for a while (``addresses.py``).
+"""
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
-from proxyshim.addresses import Address, SocketName, read_address
+from proxyshim.addresses import SocketName
+from proxyshim.backend.addresses import BackendAddress, BackendAddresses
 from proxyshim.backend.dialogue import BackendDialogue
 from proxyshim.config import Listener
 from proxyshim.errors import BackendError, Reason
@@ -15,6 +20,8 @@ from proxyshim.net.connect import connect_tcp, connect_unix
 from proxyshim.net.fiber import run_in_task
 from proxyshim.net.reactor import Reactor
 from proxyshim.net.stream import Stream
+
+_GREETS: Final = 220
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,108 +41,115 @@ class BackendLimits:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class BackendAddress:
-    """One socket address of a backend."""
-
-    family: int
-    socket_address: object  # as the socket module wants it; a path for a unix socket
-
-    @property
-    def ip(self) -> Address | None:
-        """The IP address; None of a unix socket."""
-        if isinstance(self.socket_address, tuple):
-            return read_address(self.socket_address[0])
-        return None
-
-
 class Dial:
     """Connects to the backend of one listener."""
 
-    __slots__ = ("_known", "_reactor", "limits", "name")
+    __slots__ = ("_reactor", "addresses", "limits")
 
     def __init__(
-        self, reactor: Reactor, name: SocketName, limits: BackendLimits
+        self, reactor: Reactor, addresses: BackendAddresses, limits: BackendLimits
     ) -> None:
-        """Take the backend's *name*, as configured, and our limits towards it."""
+        """Take the backend's *addresses*, and our limits towards it."""
         self._reactor = reactor
-        self.name = name
+        self.addresses = addresses
         self.limits = limits
-        self._known = _known_addresses(name)
 
-    async def connect(self) -> BackendDialogue:
-        """Connect, trying each of the backend's addresses.  Raises BackendError.
+    @property
+    def name(self) -> SocketName:
+        """The backend, as configured."""
+        return self.addresses.name
 
-        Each address gets an equal share of the time that is left, so that a dead one leaves some
-        for the next.
+    # These two return a coroutine instead of being one: each frame costs at every resume.
+
+    def connect(self) -> Awaitable[BackendDialogue]:
+        """Connect to the first address that takes a connection.  Raises BackendError."""
+        return self._try_each(greeted=False)
+
+    def open(self) -> Awaitable[BackendDialogue]:
+        """Connect to the first address that greets with 220; take that greeting.
+
+        Raises BackendError.
         """
-        reactor = self._reactor
-        until = reactor.time() + self.limits.connect_timeout_s
-        failure = "has no address"
-        addresses = self._known or await self._resolve_until(until)
-        for number, address in enumerate(addresses):
-            share_s = (until - reactor.time()) / (len(addresses) - number)
+        return self._try_each(greeted=True)
+
+    async def _try_each(self, *, greeted: bool) -> BackendDialogue:
+        """Try the addresses in turn.  Each gets an equal share of the time that is left.
+
+        So a dead one leaves some for the next.  One that has to greet gets as long as it may take
+        to connect, while another is left.
+        """
+        reactor, limits, addresses = self._reactor, self.limits, self.addresses
+        if not addresses.current:
+            await self._wait_resolved()
+        left_s = limits.connect_timeout_s
+        number = len(addresses.current)
+        patience_s = min(left_s, limits.reply_timeout_s / number)
+        # Not the error itself: with its traceback it would refer to this frame.
+        reason, detail = Reason.BACKEND_UNREACHABLE, ""
+        for address in addresses.in_order():
+            share_s, began = max(left_s, 0.0) / number, reactor.time()
+            number -= 1
             try:
-                with reactor.limit(share_s):
-                    stream: Stream
-                    if address.family == socket.AF_UNIX:
-                        stream = await connect_unix(reactor, self.name.path)
-                    else:
-                        stream = await connect_tcp(
-                            reactor, address.family, address.socket_address
-                        )
-            except TimeoutError:
-                failure = f"no connection within {share_s:.3g} s"
-            except OSError as error:
-                failure = os.strerror(error.errno) if error.errno else str(error)
-                if error.errno in OUT_OF_DESCRIPTORS:  # not the backend's fault
-                    raise BackendError(Reason.OUT_OF_DESCRIPTORS, failure) from None
+                try:
+                    stream = await self._connect_to(address, share_s)
+                finally:
+                    left_s -= reactor.time() - began
+                dialogue = BackendDialogue(stream, limits.reply_timeout_s)
+                if greeted:
+                    wait_s = patience_s if number else limits.reply_timeout_s
+                    await _take_greeting(dialogue, wait_s)
+            except BackendError as error:
+                if error.reason is Reason.OUT_OF_DESCRIPTORS:  # not the backend's fault
+                    raise
+                addresses.note_failure(address, error.detail)
+                reason, detail = error.reason, error.detail
             else:
-                return BackendDialogue(stream, self.limits.reply_timeout_s)
-        raise self._unreachable(failure)
+                if address.is_failing:
+                    addresses.note_success(address)
+                return dialogue
+        raise BackendError(reason, detail)
 
-    async def ip_addresses(self) -> frozenset[Address]:
-        """Return the backend's IP addresses: none on a unix socket, or while its name fails."""
+    async def _connect_to(self, address: BackendAddress, limit_s: float) -> Stream:
+        reactor = self._reactor
         try:
-            found = await self._resolve()
-        except OSError:
-            return frozenset()
-        return frozenset(ip for each in found if (ip := each.ip) is not None)
+            with reactor.limit(limit_s):
+                if address.family == socket.AF_UNIX:
+                    return await connect_unix(reactor, self.name.path)
+                return await connect_tcp(
+                    reactor, address.family, address.socket_address
+                )
+        except TimeoutError:
+            raise self._unreachable(f"no connection within {limit_s:.3g} s") from None
+        except OSError as error:
+            failure = os.strerror(error.errno) if error.errno else str(error)
+            if error.errno in OUT_OF_DESCRIPTORS:
+                raise BackendError(Reason.OUT_OF_DESCRIPTORS, failure) from None
+            raise self._unreachable(failure) from None
 
-    async def _resolve(self) -> Sequence[BackendAddress]:
-        """Return every address of the backend.  Raises OSError."""
-        loop = self._reactor.loop
-        return self._known or [
-            BackendAddress(family, socket_address)
-            for family, _, _, _, socket_address in await run_in_task(
-                loop,
-                loop.getaddrinfo(
-                    self.name.host, self.name.port, type=socket.SOCK_STREAM
-                ),
-            )
-        ]
-
-    async def _resolve_until(self, until: float) -> Sequence[BackendAddress]:
+    async def _wait_resolved(self) -> None:
+        """Wait until the backend has an address; at once if its name could not be resolved."""
+        addresses = self.addresses
         try:
-            with self._reactor.limit(until - self._reactor.time()):
-                return await self._resolve()
+            with self._reactor.limit(self.limits.connect_timeout_s):
+                await run_in_task(self._reactor.loop, addresses.wait_settled())
         except TimeoutError:
             raise self._unreachable("no answer in time for its name") from None
-        except OSError as error:
-            raise self._unreachable(error.strerror or str(error)) from None
+        if not addresses.current:
+            raise self._unreachable(
+                addresses.failure or "no answer in time for its name"
+            )
 
     def _unreachable(self, failure: str) -> BackendError:
         return BackendError(Reason.BACKEND_UNREACHABLE, f"{self.name}: {failure}")
 
 
-def _known_addresses(name: SocketName) -> Sequence[BackendAddress]:
-    """Return the one address of a path or an IP address; none of a host name."""
-    if name.path:
-        return (BackendAddress(socket.AF_UNIX, name.path),)
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            socket.inet_pton(family, name.host)
-        except OSError:
-            continue
-        return (BackendAddress(family, (name.host, name.port)),)
-    return ()
+async def _take_greeting(dialogue: BackendDialogue, limit_s: float) -> None:
+    try:
+        greeting = await dialogue.greeting(limit_s)
+        if greeting.code != _GREETS:
+            raise BackendError(
+                Reason.BACKEND_GREETING, f"greeted with: {greeting.excerpt()}"
+            )
+    except BaseException:
+        dialogue.stream.close()
+        raise

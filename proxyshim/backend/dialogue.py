@@ -25,9 +25,9 @@ class BackendDialogue:
     # These two return a coroutine instead of being one: each extra coroutine frame between the
     # caller and its wait is traversed on every resume.
 
-    def greeting(self) -> Awaitable[Reply]:
-        """Wait for the greeting.  Raises BackendError."""
-        return self._reply(b"connect")
+    def greeting(self, limit_s: float | None = None) -> Awaitable[Reply]:
+        """Wait for the greeting, as for any reply or up to *limit_s*.  Raises BackendError."""
+        return self._reply(b"connect", limit_s or self._reply_timeout_s)
 
     def command(self, line: bytes) -> Awaitable[Reply]:
         """Send a command *line*, including its line end; return the reply.  Raises BackendError."""
@@ -39,12 +39,12 @@ class BackendDialogue:
                 f"spoke before {_verb(line)}: {self._parser.take_rest()[:60]!r}",
             )
         self.stream.send(line)
-        return self._reply(line)
+        return self._reply(line, self._reply_timeout_s)
 
-    async def _reply(self, to: bytes) -> Reply:
+    async def _reply(self, to: bytes, limit_s: float) -> Reply:
         stream, parser = self.stream, self._parser
         try:
-            with stream.reactor.limit(self._reply_timeout_s):
+            with stream.reactor.limit(limit_s):
                 while (reply := parser.next()) is None:
                     data = await stream.receive()
                     if not data:
@@ -57,7 +57,7 @@ class BackendDialogue:
         except TimeoutError:
             raise BackendError(
                 Reason.BACKEND_TIMEOUT,
-                f"no reply to {_verb(to)} within {self._reply_timeout_s:g} s",
+                f"no reply to {_verb(to)} within {limit_s:g} s",
             ) from None
         except OSError as error:
             raise BackendError(

@@ -4,6 +4,7 @@
 - ``setup.py``         judges listeners, lists and claims; reads nothing itself
 - ``backends.py``      finds the backends to ask, and the clients in whose name to ask them
 - ``relaying.py``      asks a backend for whom it would relay, and judges the replies
+- ``names.py``         asks the DNS servers whether they answer
 
 A conveyance asks and judges itself whether it works and is safe (``conveyance/contract.py``).
 ``proxyshim/findings.py`` has the finding, its line, the summary and the exit status.
@@ -14,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 
 from proxyshim.check.backends import Backend, find_backends
+from proxyshim.check.names import ask_dns_servers, judge_dns_servers
 from proxyshim.check.relaying import ask_to_relay, judge_relaying
 from proxyshim.check.setup import is_own_listener, judge_setup
 from proxyshim.check.surroundings import look_around
@@ -40,6 +42,8 @@ async def _examine(config: Config, reactor: Reactor, say: Callable[[str], None])
 
     surroundings = look_around(config)
     for finding in judge_setup(config, surroundings):
+        report(finding)
+    for finding in judge_dns_servers(await ask_dns_servers(config)):
         report(finding)
     for backend in await find_backends(config, reactor):
         async for finding in _examine_backend(config, backend):

@@ -14,11 +14,15 @@ from typing import Final
 
 from proxyshim.addresses import Address, SocketName
 from proxyshim.allowlist import Network, read_network
+from proxyshim.backend.addresses import BackendAddresses
 from proxyshim.backend.dial import BackendLimits, Dial
+from proxyshim.backend.lookup import SystemLookup
 from proxyshim.check.setup import is_loopback, takes_claims
 from proxyshim.config import Config, Listener
 from proxyshim.conveyance import BY_NAME
 from proxyshim.conveyance.contract import STRANGER, STRANGER_V6, Conveyance
+from proxyshim.dns.system import System
+from proxyshim.errors import BackendError
 from proxyshim.net.reactor import Reactor
 from proxyshim.session.trust import Trust
 
@@ -73,22 +77,28 @@ async def find_backends(config: Config, reactor: Reactor) -> list[Backend]:
         key = (listener.backend, limits, listener.settings.convey)
         shared.setdefault(key, []).append(listener)
     backends = []
+    lookup = SystemLookup(System())
     for (name, limits, convey), listeners in shared.items():
-        dial = Dial(reactor, name, limits)
-        claims = await _find_claims(dial, listeners)
+        addresses = BackendAddresses(name, lookup)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.connect_timeout_s):
+                await addresses.refresh()
+        dial = Dial(reactor, addresses, limits)
+        claims = _find_claims(addresses, listeners)
         backends.append(Backend(dial, BY_NAME[convey], tuple(listeners), claims))
     return backends
 
 
-async def _find_claims(dial: Dial, listeners: list[Listener]) -> tuple[Claim, ...]:
+def _find_claims(
+    addresses: BackendAddresses, listeners: list[Listener]
+) -> tuple[Claim, ...]:
     claims: dict[Address, Claim] = {}
     for listener in filter(takes_claims, listeners):
-        own: frozenset[Address] = frozenset()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(dial.limits.connect_timeout_s):
-                own = await dial.ip_addresses()
         trust = Trust(
-            listener.untrusted_claims, listener.believed_claims, own, listener.allowlist
+            listener.untrusted_claims,
+            listener.believed_claims,
+            addresses,
+            listener.allowlist,
         )
         for claim in _claims_to_ask(listener, trust):
             claims.setdefault(claim.address, claim)
@@ -100,12 +110,19 @@ def _claims_to_ask(listener: Listener, trust: Trust) -> Iterator[Claim]:
     others = (network for network in networks if not is_loopback(network))
     for network in islice(others, MAX_BELIEVED_ASKED):
         for address in _first_hosts(network):
-            if trust.believes(address, None):
+            if _is_believed(address, trust):
                 yield Claim(address, str(network), explicit=True)
                 break
     for address, private in PRIVATE.items():
-        if trust.believes(address, None):
+        if _is_believed(address, trust):
             yield Claim(address, private, explicit=False)
+
+
+def _is_believed(address: Address, trust: Trust) -> bool:
+    try:
+        return trust.believes(address, None)
+    except BackendError:  # the backend's addresses are not known
+        return False
 
 
 def _first_hosts(network: Network) -> Iterator[Address]:

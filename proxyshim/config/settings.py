@@ -57,8 +57,9 @@ class Dns:
     # How many clients' names are cached, each for as long as the DNS allows.
     max_cached: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 20_000
     # How many clients' names may be looked up at the same time.  Beyond that, a session starts
-    # at once, without names ([TEMPUNAVAIL]).  The default is Postfix's own limit: by default it
-    # runs up to 100 smtpd processes, and each does one lookup at a time.
+    # at once, without names ([TEMPUNAVAIL]), or takes the place of one of a network that has
+    # many.  The default is Postfix's own limit: by default it runs up to 100 smtpd processes, and
+    # each does one lookup at a time.
     max_in_flight: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 100
 
 

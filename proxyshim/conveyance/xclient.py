@@ -64,27 +64,27 @@ class Xclient:
         warn: Warn,
     ) -> Relayed:
         """Open a connection that runs as the client; see the contract."""
-        backend = await dial.connect()
+        backend = await dial.open()
         try:
-            return await _introduce(backend, dial, identity, get_names)
+            return await _convey(backend, dial, identity, get_names)
         except NamesRefused as error:
             backend.quit()
             warn("names_refused", error.detail)
         except BaseException as error:
             _leave(backend, error)
             raise
-        backend = await dial.connect()
+        backend = await dial.open()
         try:
-            return await _introduce(backend, dial, identity, no_names)
+            return await _convey(backend, dial, identity, no_names)
         except BaseException as error:
             _leave(backend, error)
             raise
 
     async def is_up(self, dial: Dial) -> bool:
         """Return True if the backend greets us and offers an XCLIENT that conveys addresses."""
-        backend = await dial.connect()
+        backend = await dial.open()
         try:
-            offered = await greet(backend, dial.limits.ehlo_name)
+            offered = await say_hello(backend, dial.limits.ehlo_name)
         except BaseException:
             close_in_background(backend.stream)
             raise
@@ -107,10 +107,10 @@ def _leave(backend: BackendDialogue, error: BaseException) -> None:
         backend.stream.close()
 
 
-async def _introduce(
+async def _convey(
     backend: BackendDialogue, dial: Dial, identity: Identity, get_names: GetNames
 ) -> Relayed:
-    offered = await greet(backend, dial.limits.ehlo_name)
+    offered = await say_hello(backend, dial.limits.ehlo_name)
     parameters = offered.get(b"XCLIENT")
     if parameters is None or not offers_identity(parameters):
         raise BackendError(
@@ -127,13 +127,8 @@ async def _introduce(
     )
 
 
-async def greet(backend: BackendDialogue, ehlo_name: str) -> Mapping[bytes, bytes]:
-    """Take the greeting and send EHLO; return what is offered.  Raises BackendError."""
-    greeting = await backend.greeting()
-    if greeting.code != 220:
-        raise BackendError(
-            Reason.BACKEND_GREETING, f"greeted with: {greeting.excerpt()}"
-        )
+async def say_hello(backend: BackendDialogue, ehlo_name: str) -> Mapping[bytes, bytes]:
+    """Send EHLO to a backend that has greeted; return what is offered.  Raises BackendError."""
     reply = await backend.command(b"EHLO %s\r\n" % ehlo_name.encode("ascii"))
     if reply.code != 250:
         raise BackendError(

@@ -12,10 +12,11 @@ from typing import Any
 
 import structlog
 
-from proxyshim.addresses import Address, Endpoint
+from proxyshim.addresses import Endpoint
 from proxyshim.backend.dial import BackendLimits, Dial
 from proxyshim.config import Config
 from proxyshim.conveyance import BY_NAME
+from proxyshim.dns.system import System
 from proxyshim.errors import ConfigError, Reason
 from proxyshim.limits import Shares
 from proxyshim.metrics import HEARTBEAT_S, Metrics
@@ -24,6 +25,7 @@ from proxyshim.net.connection import Connection
 from proxyshim.net.reactor import Reactor
 from proxyshim.service.acceptor import Acceptor, Limiter
 from proxyshim.service.agent import AgentChecks
+from proxyshim.service.backends import Backends
 from proxyshim.service.metrics_port import MetricsPort
 from proxyshim.service.ports import Ports
 from proxyshim.service.sandbox import report_forbidden
@@ -45,11 +47,14 @@ class Server:
         self._loop: asyncio.AbstractEventLoop
         self._reactor: Reactor
         self.metrics = Metrics()
-        self._resolver = Resolver(_resolver_settings(config), self.metrics)
+        self._system = System()
+        self._resolver = Resolver(
+            _resolver_settings(config), self.metrics, self._system
+        )
+        self._backends = Backends(self._system, self.metrics)
         self._throttle = Throttle()
         self._shares = Shares()
         self._shared: dict[str, Shared] = {}
-        self._backend_addresses: dict[str, frozenset[Address]] = {}
         self._sessions: set[Session] = set()
         self._all_ended: asyncio.Future[None] | None = None  # set while someone waits
         self._session_numbers = count(1)
@@ -109,7 +114,7 @@ class Server:
             await self.close()
             raise type(error)(f"{self._config.path}: {error}") from None
         report_forbidden(
-            self._log, self._config, self._backend_addresses, self.sockets().values()
+            self._log, self._config, self._backends.ips(), self.sockets().values()
         )
         return unused
 
@@ -118,26 +123,22 @@ class Server:
         # A listener that *config* adds has no sockets until the next start.
         served = {each.settings.name for each in self._config.listeners}
         listeners = [each for each in config.listeners if each.settings.name in served]
-        dials = [
-            Dial(self._reactor, each.backend, BackendLimits.from_listener(each))
-            for each in listeners
-        ]
-        addresses = [await each.ip_addresses() for each in dials]
+        backends = await self._backends.adopt(
+            {each.settings.name: each.backend for each in listeners}
+        )
         # From here on there is no await, so no session sees only a part of *config*.
-        for listener, dial, backend_addresses in zip(
-            listeners, dials, addresses, strict=True
-        ):
+        for listener in listeners:
             name = listener.settings.name
-            self._backend_addresses[name] = backend_addresses
+            addresses = backends[name]
             shared = Shared(
                 listener,
                 Trust(
                     listener.untrusted_claims,
                     listener.believed_claims,
-                    backend_addresses,
+                    addresses,
                     listener.allowlist,
                 ),
-                dial,
+                Dial(self._reactor, addresses, BackendLimits.from_listener(listener)),
                 BY_NAME[listener.settings.convey],
                 Reports(name, str(listener.backend), self.metrics, self._throttle),
                 self._resolver if listener.settings.resolve else None,
@@ -152,6 +153,7 @@ class Server:
 
     async def reload(self, config: Config) -> None:
         """Apply what can change at run time; open sessions keep their configuration."""
+        self._system.reload()
         await self._adopt(config)
         if keys := _keys_needing_restart(self._config, config):
             self._log.warning("restart_needed", keys=keys)
@@ -238,6 +240,7 @@ class Server:
     async def close(self) -> None:
         """Stop accepting, end each session as soon as that loses no message, and close."""
         if not self._started:
+            await self._backends.close()
             self._close_all()
             return
         self.metrics.ready = False
@@ -250,6 +253,7 @@ class Server:
             self._housekeeping.cancel()
         _log_suppressed(self._log, self._throttle.take_counts(math.inf))
         await self._resolver.close()
+        await self._backends.close()
         self._close_all()
         self._log.info("service_stopped")
 

@@ -112,6 +112,7 @@ ENDINGS: Final[Mapping[Reason, Ending]] = MappingProxyType(
         Reason.CLIENT_IDLE: Ending(Outcome.IDLE),
         # The backend.
         Reason.BACKEND_UNREACHABLE: _backend(),
+        Reason.BACKEND_UNRESOLVED: _backend(),
         Reason.BACKEND_TIMEOUT: _backend(),
         Reason.BACKEND_CLOSED: _backend(),
         Reason.BACKEND_GREETING: _backend(),

@@ -10,6 +10,7 @@ from typing import Any, Final
 from proxyshim.addresses import Endpoint
 from proxyshim.errors import Reason
 from proxyshim.identity import Identity
+from proxyshim.names import Question
 from proxyshim.net.stream import Stream
 from proxyshim.proxy_header import ProxyHeader
 from proxyshim.smtp.guard import Guard, Mode
@@ -58,6 +59,7 @@ class SessionRecord:
         "outcome",
         "peer",
         "phase",
+        "question",
         "reason",
         "refused",
         "share",
@@ -80,6 +82,7 @@ class SessionRecord:
         # True if a similar event was logged within the last minute: then log this one at debug.
         self.is_quiet = False
         self.backend_port: int | None = None
+        self.question: Question | None = None  # for the client's names
         self.guard: Guard | None = None
         # Whom it counts for, where clients are limited; see shares.py.
         self.share: str | None = None
@@ -130,6 +133,8 @@ class SessionRecord:
         story["octets_out"] = client.octets_sent
         if self.backend_port is not None:
             story["backend_port"] = self.backend_port
+        if self.question is not None and self.question.failure is not None:
+            story["names"] = self.question.failure
         header, guard = self.header, self.guard
         if header is not None:
             story["header"] = f"v{header.version} {header.command}"

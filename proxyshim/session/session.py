@@ -208,7 +208,9 @@ class Session:
         ):
             return no_names
         timeout_s = shared.listener.settings.resolve_timeout_s
-        return shared.resolver.ask(identity.client.address, timeout_s).answer
+        question = shared.resolver.ask(identity.client.address, timeout_s)
+        self._record.question = question
+        return question.answer
 
     def _warn(self, event: str, detail: str) -> None:
         self._shared.reports.warn(self._record, event, detail)

@@ -4,20 +4,33 @@ A listed proxy may claim any client but those that would give it more rights tha
 loopback, this host, the backend, the proxy itself, and any other proxy.  A claim that is not
 believed makes the session check-only: it runs as the proxy, and only the five commands of a health
 check pass (docs/explanation/security.md).
+
+The rule follows the backend's name.  While its addresses are not known, nobody can tell whether a
+claim is one of them, so no claim is believed: the session ends with a 421.
 """
 
 from collections.abc import Callable
 from ipaddress import IPv4Address
-from typing import Final
+from typing import Final, Protocol
 
 from proxyshim.addresses import Address, Endpoint
 from proxyshim.allowlist import Networks
-from proxyshim.errors import Reason
+from proxyshim.errors import BackendError, Reason
 from proxyshim.identity import Identity
 from proxyshim.net.local_addresses import is_local
 from proxyshim.proxy_header import ProxyHeader
 
 Believes = Callable[[Address, Endpoint | None], bool]
+
+
+class BackendSet(Protocol):
+    """The IP addresses of a backend, as they are now; see ``backend/addresses.py``."""
+
+    def knows(self, version: int) -> bool:
+        """Return True if its addresses of that IP version are known."""
+
+    def __contains__(self, address: Address) -> bool:
+        """Return True if *address* is one of them."""
 
 
 class Trust:
@@ -40,7 +53,7 @@ class Trust:
         self,
         untrusted: Networks,
         believed: Networks,
-        backend_addresses: frozenset[Address],
+        backend_addresses: BackendSet,
         listed: Networks,
     ) -> None:
         """Take the four sets of addresses; we ask the kernel for this host's own."""
@@ -54,7 +67,8 @@ class Trust:
     def believes(self, claimed: Address, proxy: Endpoint | None) -> bool:
         """Return True if a header from *proxy* may name *claimed* as the client.
 
-        *claimed* is folded; *proxy* is None on a unix socket.
+        *claimed* is folded; *proxy* is None on a unix socket.  Raises BackendError for a claim that
+        would be believed if the backend's addresses were known.
 
         No proxy is ever a client: behind an outer proxy that sends no header, every stranger
         appears with that proxy's address, and the MTA lets proxies relay.  ``believed_claims``
@@ -64,9 +78,7 @@ class Trust:
         """
         if claimed in self._untrusted:
             return False
-        if claimed in self._believed_singly:
-            return True
-        if (
+        if claimed not in self._believed_singly and (
             not is_unicast(claimed)
             or claimed in self._backend_addresses
             or claimed in self._listed_singly
@@ -75,9 +87,15 @@ class Trust:
                 claimed in self._listed_networks
                 and claimed not in self._believed_networks
             )
+            or is_local(claimed)
         ):
             return False
-        return not is_local(claimed)
+        if not self._backend_addresses.knows(claimed.version):
+            raise BackendError(
+                Reason.BACKEND_UNRESOLVED,
+                "the backend's addresses are not known, so no claim can be believed",
+            )
+        return True
 
 
 def identify_peer(peer: Endpoint | None, local: Endpoint | None) -> Identity:

@@ -10,9 +10,16 @@ import uvloop
 from dns.name import Name
 from dns.rcode import REFUSED, SERVFAIL, Rcode
 
-from proxyshim import names
+from proxyshim.dns.client import TRY_S
+from proxyshim.dns.system import System
 from proxyshim.metrics import Metrics
-from proxyshim.names import FAILURE_TTL_S, Resolver, ResolverSettings, Result
+from proxyshim.names import Resolver, ResolverSettings, Result, resolver
+from proxyshim.names.lookup import (
+    DEFAULT_TTL_S,
+    FAILURE_TTL_S,
+    MAX_TTL_S,
+    MIN_TTL_S,
+)
 from proxyshim.smtp.xclient import NO_NAMES, TEMPUNAVAIL, UNAVAILABLE, Names
 from tests.dns_responder import Responder, labels, responder
 
@@ -34,7 +41,17 @@ class Bench:
         self.dns = dns
         self.metrics = Metrics()
         self.now = 0.0
-        self.resolver = Resolver(settings, self.metrics, clock=lambda: self.now)
+        self.resolver = Resolver(
+            settings, self.metrics, System(), clock=lambda: self.now
+        )
+
+    def use_servers(self, *servers: str) -> None:
+        """Ask other servers from now on; none means those of the system."""
+        self.resolver = Resolver(ResolverSettings(servers), self.metrics, System())
+
+    def use_system_servers(self) -> None:
+        """Ask the servers in /etc/resolv.conf from now on."""
+        self.use_servers()
 
     async def names_of(
         self, address: str = CLIENT, timeout_s: float = PATIENCE_S
@@ -282,12 +299,12 @@ def test_a_lookup_gives_up_on_a_dead_dns_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The lookup frees its place, and for a while no session waits for that client."""
-    monkeypatch.setattr(names, "LOOKUP_LIMIT_S", 0.05)
+    monkeypatch.setattr(resolver, "LOOKUP_LIMIT_S", 0.05)
 
     async def scenario(bench: Bench) -> None:
         bench.dns.be_silent(CLIENT, "PTR")
         # The library alone would keep trying for some seconds.
-        async with asyncio.timeout(names.TRY_S):
+        async with asyncio.timeout(TRY_S):
             assert await bench.names_of() == FAILED
         assert bench.metrics.name_lookups_in_flight == 0
         assert await bench.names_of() == FAILED
@@ -322,8 +339,8 @@ def test_many_sessions_of_a_client_share_one_lookup() -> None:
     [
         (300, 60, 60.0),
         (60, 300, 60.0),
-        (300, 0, names.MIN_TTL_S),
-        (86_400, 86_400, names.MAX_TTL_S),
+        (300, 0, MIN_TTL_S),
+        (86_400, 86_400, MAX_TTL_S),
     ],
 )
 def test_a_name_is_cached_for_the_smallest_ttl(
@@ -350,7 +367,7 @@ async def kept_for(bench: Bench, seconds: float) -> None:
 
 
 def test_the_absence_of_a_name_is_cached_too() -> None:
-    play(lambda bench: kept_for(bench, names.DEFAULT_TTL_S))
+    play(lambda bench: kept_for(bench, DEFAULT_TTL_S))
 
 
 def test_a_failed_lookup_is_cached_for_a_short_time() -> None:
@@ -410,21 +427,6 @@ def test_a_dead_dns_server_does_not_pile_up_sessions() -> None:
         assert bench.metrics.name_lookups_in_flight == 10
 
     play(scenario, max_in_flight=10)
-
-
-def test_the_librarys_own_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It keeps what our cache has dropped, so we replace it after RENEW_AFTER lookups."""
-    monkeypatch.setattr(names, "RENEW_AFTER", 2)
-
-    async def scenario(bench: Bench) -> None:
-        bench.dns.add_ptr(CLIENT, NAME)
-        bench.dns.add_host(NAME, CLIENT)
-        for _ in range(3):
-            assert await bench.names_of() == CONFIRMED
-            bench.now += names.MAX_TTL_S
-        assert bench.dns.asked.count(_PTR_OF_CLIENT) == 2
-
-    play(scenario)
 
 
 def test_closing_the_resolver_cancels_lookups_in_flight() -> None:

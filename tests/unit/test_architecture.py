@@ -27,6 +27,7 @@ LAYERS = (
     {"session"},
     {"conveyance"},
     {"backend", "names"},
+    {"dns"},
     {"net"},
     {"config", "logs", "metrics"},
     {"allowlist", "limits", "throttle"},

@@ -13,7 +13,9 @@ import pytest
 
 from proxyshim.addresses import Address, SocketName, read_socket_name
 from proxyshim.allowlist import ListEntry, read_network
+from proxyshim.backend.addresses import BackendAddresses
 from proxyshim.backend.dial import BackendLimits, Dial
+from proxyshim.backend.lookup import SystemLookup
 from proxyshim.check.backends import Backend, Claim
 from proxyshim.check.relaying import judge_relaying
 from proxyshim.check.setup import is_own_listener, judge_setup, takes_claims
@@ -21,6 +23,7 @@ from proxyshim.check.surroundings import Surroundings
 from proxyshim.config import Config
 from proxyshim.conveyance import BY_NAME
 from proxyshim.conveyance.contract import STRANGER, STRANGER_V6
+from proxyshim.dns.system import System
 from proxyshim.errors import BackendError, Reason
 from proxyshim.findings import Finding, Severity, exit_status, summary
 from proxyshim.net.reactor import Reactor
@@ -131,7 +134,8 @@ ROWS = {
 def judged(row: Row, directory: Path, more: str = "") -> list[Finding]:
     name = SocketName(host="127.0.0.1", port=10725)
     limits = BackendLimits("shim.example", 5.0, 60.0)
-    dial = Dial(cast("Reactor", None), name, limits)  # verdicts connect nowhere
+    addresses = BackendAddresses(name, SystemLookup(System()))
+    dial = Dial(cast("Reactor", None), addresses, limits)  # verdicts connect nowhere
     listeners = load(directory, more).listeners
     backend = Backend(dial, BY_NAME["xclient"], listeners, CLAIMS)
     replies = {**dict.fromkeys(CLIENTS, DENIED), **row.replies}

@@ -102,6 +102,13 @@ def test_a_peer_without_a_header_is_the_client_whatever_its_address(
 # The rule itself.
 
 
+class Known(frozenset[Address]):
+    """The addresses of a backend, all of which are known."""
+
+    def knows(self, version: int) -> bool:
+        return version in (4, 6)
+
+
 def trust(
     *,
     untrusted: str = "",
@@ -114,7 +121,7 @@ def trust(
     def read(entries: str) -> Networks:
         return Networks.from_entries(entries.split(), "test")
 
-    return Trust(read(untrusted), read(believed), frozenset(backend), read(listed))
+    return Trust(read(untrusted), read(believed), Known(backend), read(listed))
 
 
 def test_the_proxys_own_address_is_not_believed() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.scripted.mta import Backend
+from tests.integration.scripted.name_server import Dns
 from tests.integration.scripted.shim import Rig, open_rig
 
 OpenRig = Callable[..., Rig]
@@ -31,3 +32,21 @@ def backend() -> Iterator[Backend]:
     listening = Backend()
     yield listening
     listening.close()
+
+
+@pytest.fixture
+def dns() -> Iterator[Dns]:
+    served = Dns()
+    yield served
+    served.close()
+
+
+@pytest.fixture
+def resolving(rig_with: OpenRig, dns: Dns) -> Callable[..., Rig]:
+    """Return a function that opens a shim that asks that server."""
+    table = f'[dns]\nnameservers = ["{dns.served.address}"]\n'
+
+    def open_it(bounds: str = "", **settings: object) -> Rig:
+        return rig_with(extra=table + bounds, resolve=True, **settings)
+
+    return open_it

@@ -36,7 +36,11 @@ class Backend:
     """The listening socket of the backend."""
 
     def __init__(
-        self, path: Path | None = None, host: str = "127.0.0.1", backlog: int = 64
+        self,
+        path: Path | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        backlog: int = 64,
     ) -> None:
         """Listen on a port of *host*, or on the unix socket *path*."""
         if path is not None:
@@ -46,7 +50,7 @@ class Backend:
         else:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             self._sock = socket.socket(family)
-            self._sock.bind((host, 0))
+            self._sock.bind((host, port))
             shown = f"[{host}]" if ":" in host else host
             self.name = f"{shown}:{self._sock.getsockname()[1]}"
         self._sock.listen(backlog)

@@ -1,13 +1,14 @@
 """The dialogue that opens a backend: connect, greeting, EHLO, XCLIENT, fresh greeting."""
 
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
-from proxyshim.backend.dial import BackendAddress, Dial
+from proxyshim.backend.lookup import Found, LookupFailed, SystemLookup
 from tests.integration.scripted.conftest import OpenRig
 from tests.integration.scripted.headers import XCLIENT, v1
 from tests.integration.scripted.mta import (
@@ -197,48 +198,49 @@ def test_a_backend_can_be_given_by_name(rig_with: OpenRig) -> None:
 def test_a_backend_name_without_an_address_means_421(
     rig_with: OpenRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def resolve(_: Dial) -> list[BackendAddress]:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    async def find(_: SystemLookup, __: str) -> Found:
+        raise LookupFailed("Name or service not known")
 
-    resolve_with(monkeypatch, resolve)
-    rig = rig_with()
-    assert listed(rig).last_words() == UNAVAILABLE
+    monkeypatch.setattr(SystemLookup, "find", find)
+    backend = Backend()
+    backend.name = f"mx.test:{backend.port}"
+    rig = rig_with(backend=backend)
+    assert rig.connect().last_words() == UNAVAILABLE
     failed = rig.events.wait("backend_failed", reason="backend_unreachable")
     assert failed["detail"] == f"{rig.backend.name}: Name or service not known"
 
 
 @contextmanager
-def refusing() -> Iterator[tuple[str, int]]:
-    """Yield an address that refuses connections."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        yield bound.getsockname()
+def refusing(_: int) -> Iterator[str]:
+    """Yield an address that refuses connections to the port."""
+    yield "127.0.0.91"
 
 
 @contextmanager
-def hanging() -> Iterator[tuple[str, int]]:
-    """Yield an address that does not answer connection attempts."""
+def hanging(port: int) -> Iterator[str]:
+    """Yield an address that does not answer attempts to connect to *port*."""
     with ExitStack() as cleanup:
         full = cleanup.enter_context(socket.socket())
-        full.bind(("127.0.0.1", 0))
+        full.bind(("127.0.0.92", port))
         full.listen(0)
         for _ in range(2):  # the kernel queues one more than the backlog
             waiting = cleanup.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex(full.getsockname())
-        yield full.getsockname()
+        yield "127.0.0.92"
 
 
-Dead = Callable[[], AbstractContextManager[tuple[str, int]]]
+Dead = Callable[[int], AbstractContextManager[str]]
 
 
 @pytest.mark.parametrize("dead", [refusing, hanging])
 def test_a_dead_address_of_a_backend_name_is_skipped(
     rig_with: OpenRig, monkeypatch: pytest.MonkeyPatch, dead: Dead
 ) -> None:
-    with dead() as nowhere:
-        backend = Backend()
-        resolves_to(monkeypatch, nowhere, ("127.0.0.1", backend.port))
+    backend = Backend()
+    with dead(backend.port) as nowhere:
+        resolves_to(monkeypatch, nowhere, "127.0.0.1")
+        backend.name = f"mx.test:{backend.port}"
         rig = rig_with(backend=backend, connect_timeout_s=0.5)
         client = listed(rig)
         assert rig.accept().introduce() == XCLIENT
@@ -249,28 +251,21 @@ def test_a_dead_address_of_a_backend_name_is_skipped(
 def test_a_backend_without_a_live_address_means_421(
     rig_with: OpenRig, monkeypatch: pytest.MonkeyPatch, dead: Dead
 ) -> None:
-    with dead() as nowhere:
-        resolves_to(monkeypatch, nowhere, nowhere)
-        rig = rig_with(connect_timeout_s=0.2)
+    backend = Backend()
+    with dead(backend.port) as nowhere:
+        resolves_to(monkeypatch, nowhere, "127.0.0.93")
+        backend.name = f"mx.test:{backend.port}"
+        rig = rig_with(backend=backend, connect_timeout_s=0.2)
         assert listed(rig).last_words() == UNAVAILABLE
         story = rig.story()
         assert story["reason"] == "backend_unreachable"
         assert story["duration_s"] < 2
 
 
-Resolve = Callable[[Dial], Awaitable[list[BackendAddress]]]
-
-
-def resolve_with(monkeypatch: pytest.MonkeyPatch, resolve: Resolve) -> None:
-    """Replace the lookup of the backend by *resolve*, even if it is an address."""
-    monkeypatch.setattr("proxyshim.backend.dial._known_addresses", lambda _: ())
-    monkeypatch.setattr(Dial, "_resolve", resolve)
-
-
-def resolves_to(monkeypatch: pytest.MonkeyPatch, *found: tuple[str, int]) -> None:
+def resolves_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     """Make every name resolve to these addresses."""
 
-    async def resolve(_: Dial) -> list[BackendAddress]:
-        return [BackendAddress(socket.AF_INET, address) for address in found]
+    async def find(_: SystemLookup, __: str) -> Found:
+        return Found({4: tuple(map(IPv4Address, addresses)), 6: ()})
 
-    resolve_with(monkeypatch, resolve)
+    monkeypatch.setattr(SystemLookup, "find", find)

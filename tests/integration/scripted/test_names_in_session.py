@@ -1,21 +1,17 @@
 """How a session conveys the client's host names, and what happens without them."""
 
-import asyncio
-import threading
-from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable
 
 import pytest
 from dns.rcode import SERVFAIL
 
-from tests.dns_responder import Responder, labels, responder
+from tests.dns_responder import labels
 from tests.integration.scripted.conftest import OpenRig
 from tests.integration.scripted.headers import CLIENT, LOCAL_CHECK, v1, v2
 from tests.integration.scripted.mta import GREETING, OFFER
+from tests.integration.scripted.name_server import Dns
 from tests.integration.scripted.shim import LISTED, Rig
 from tests.integration.scripted.wire import LIMIT_S
-
-T = TypeVar("T")
 
 NAME = "client.example."
 OTHER, OTHER_NAME = "203.0.113.8", "other.example."
@@ -24,73 +20,6 @@ TO = b" DESTADDR=198.51.100.25 DESTPORT=25\r\n"
 WITHOUT_NAMES = ADDR + b"NAME=[UNAVAILABLE] REVERSE_NAME=[UNAVAILABLE]" + TO
 FOR_NOW = ADDR + b"NAME=[TEMPUNAVAIL] REVERSE_NAME=[TEMPUNAVAIL]" + TO
 NAMED = ADDR + b"NAME=client.example" + TO
-
-
-class Dns:
-    """The DNS server, in a thread with its own event loop."""
-
-    def __init__(self) -> None:
-        self.served: Responder
-        self._loop: asyncio.AbstractEventLoop
-        self._stop: asyncio.Event
-        self._started = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="dns")
-        self._thread.start()
-        assert self._started.wait(LIMIT_S)
-
-    def _run(self) -> None:
-        asyncio.run(self._serve())
-
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
-        async with responder() as self.served:
-            self._started.set()
-            await self._stop.wait()
-
-    def call(self, work: Callable[[], T]) -> T:
-        """Call *work* in the server's loop, where its data is."""
-
-        async def do() -> T:
-            return work()
-
-        return self.wait(do())
-
-    def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run *work* in the server's loop, and wait for its result."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(LIMIT_S)
-
-    def add_confirmed_name(self, address: str, name: str) -> None:
-        """Give *address* this name, in both directions."""
-        self.served.add_ptr(address, name)
-        self.served.add_host(name, address)
-
-    def asked(self) -> list[tuple[str, str]]:
-        """Return the questions that came."""
-        return self.call(lambda: list(self.served.asked))
-
-    def close(self) -> None:
-        """Stop the server."""
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(LIMIT_S)
-
-
-@pytest.fixture
-def dns() -> Iterator[Dns]:
-    served = Dns()
-    yield served
-    served.close()
-
-
-@pytest.fixture
-def resolving(rig_with: OpenRig, dns: Dns) -> Callable[..., Rig]:
-    """Return a function that opens a shim that asks that server."""
-    table = f'[dns]\nnameservers = ["{dns.served.address}"]\n'
-
-    def open_it(bounds: str = "", **settings: object) -> Rig:
-        return rig_with(extra=table + bounds, resolve=True, **settings)
-
-    return open_it
 
 
 def of_other(line: bytes) -> bytes:
