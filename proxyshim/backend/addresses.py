@@ -179,6 +179,8 @@ class BackendAddresses:
 
     def inherit(self, other: "BackendAddresses") -> None:
         """Take over what *other* knows of the same host name, for our own port."""
+        if self._is_literal:
+            return
         for key, known in other._records.items():
             assert isinstance(known.socket_address, tuple)
             own = (known.socket_address[0], self.name.port)

@@ -189,3 +189,17 @@ def test_a_unix_socket_has_no_ip_address() -> None:
     assert found.knows(4)
     assert ONE not in found
     assert found.ips() == frozenset()
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "mx.example"])
+def test_another_port_of_the_same_host_knows_the_same_addresses(host: str) -> None:
+    lookup = Lookup()
+    lookup.become(ONE)
+    first = BackendAddresses(SocketName(host=host, port=25), lookup)
+    asyncio.run(first.refresh())
+    second = BackendAddresses(SocketName(host=host, port=26), lookup)
+    second.inherit(first)
+    assert second.ips() == {ONE}
+    assert [each.socket_address for each in second.current] == [("192.0.2.1", 26)]
+    assert second.knows(4)
+    assert ONE in second

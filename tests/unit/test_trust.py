@@ -7,7 +7,7 @@ import pytest
 
 from proxyshim.addresses import Address, Endpoint
 from proxyshim.allowlist import Networks
-from proxyshim.errors import Reason
+from proxyshim.errors import BackendError, Reason
 from proxyshim.identity import Identity
 from proxyshim.proxy_header import Command, Family, ProxyHeader
 from proxyshim.session.trust import Trust, identify_claim, identify_peer, is_unicast
@@ -109,19 +109,27 @@ class Known(frozenset[Address]):
         return version in (4, 6)
 
 
+class OnlyIPv6Known(Known):
+    """The addresses of a backend whose IPv4 addresses have never been found out."""
+
+    def knows(self, version: int) -> bool:
+        return version == 6
+
+
 def trust(
     *,
     untrusted: str = "",
     believed: str = "",
     backend: Collection[Address] = (),
     listed: str = "",
+    known: type[Known] = Known,
 ) -> Trust:
     """Return the rule of a listener with these lists, whose entries are separated by spaces."""
 
     def read(entries: str) -> Networks:
         return Networks.from_entries(entries.split(), "test")
 
-    return Trust(read(untrusted), read(believed), Known(backend), read(listed))
+    return Trust(read(untrusted), read(believed), known(backend), read(listed))
 
 
 def test_the_proxys_own_address_is_not_believed() -> None:
@@ -146,6 +154,27 @@ def test_believed_claims_override_the_rule_and_untrusted_claims_both() -> None:
 
 
 # Addresses that no single host can have on a network.
+
+
+@pytest.mark.parametrize("claimed", ["203.0.113.7", "203.0.113.8"])
+def test_no_claim_is_believed_while_the_backend_may_have_that_address(
+    claimed: str,
+) -> None:
+    rule = trust(believed="203.0.113.8", known=OnlyIPv6Known)
+    with pytest.raises(BackendError) as raised:
+        rule.believes(ip_address(claimed), PROXY)
+    assert raised.value.reason is Reason.BACKEND_UNRESOLVED
+    assert rule.believes(ip_address("2001:db8::7"), PROXY)
+
+
+@pytest.mark.parametrize(
+    "claimed", ["192.0.2.4", "198.51.100.7", "203.0.113.9", "127.0.0.1", "224.0.0.1"]
+)
+def test_a_claim_that_is_refused_anyway_needs_no_address_of_the_backend(
+    claimed: str,
+) -> None:
+    rule = trust(untrusted="203.0.113.9", listed="198.51.100.0/24", known=OnlyIPv6Known)
+    assert not rule.believes(ip_address(claimed), PROXY)
 
 
 def test_every_first_octet_of_ipv4_is_judged() -> None:
