@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final, Protocol
 
+import dns.name
+from dns.exception import DNSException
+from dns.rdatatype import AAAA, A
+
 from proxyshim.addresses import Address
 from proxyshim.dns.client import DnsClient, DnsError
-from proxyshim.dns.message import Kind
 from proxyshim.dns.system import System
 
 # An answer without a TTL counts for this long: one from /etc/hosts.
@@ -21,7 +24,7 @@ NO_TTL_S: Final = 5.0
 # We take no more addresses of one name.
 MAX_ADDRESSES: Final = 64
 
-_KINDS: Final = {4: Kind.A, 6: Kind.AAAA}
+_KINDS: Final = {4: A, 6: AAAA}
 _LOOPBACK: Final = (ip_address("127.0.0.1"), ip_address("::1"))
 _DISCARD_PORT: Final = 9  # nothing is sent to it
 
@@ -60,20 +63,21 @@ class SystemLookup:
             listed = list(_LOOPBACK)  # RFC 6761, 6.3
         if listed:
             return Found(_by_version(listed))
-        for candidate in self._system.resolv_conf().candidates(name):
+        try:
+            # An international name is converted as IDNA 2003 has it, as in getaddrinfo.
+            relative = dns.name.from_text(name, origin=None)
+        except (DNSException, UnicodeError):  # no zone can contain it
+            raise LookupFailed("Name or service not known") from None
+        for candidate in self._system.resolv_conf().candidates(relative):
             found = await self._ask(candidate)
             if found is not None:
                 return found
         raise LookupFailed("Name or service not known")
 
-    async def _ask(self, name: str) -> Found | None:
+    async def _ask(self, name: dns.name.Name) -> Found | None:
         """Return what the DNS knows of an absolute name; None if it has no address."""
-        try:
-            encoded = name.encode("idna")
-        except UnicodeError:
-            return None
         answers = await asyncio.gather(
-            *(self._dns.ask(encoded, kind) for kind in _KINDS.values()),
+            *(self._dns.ask(name, kind) for kind in _KINDS.values()),
             return_exceptions=True,
         )
         by_version: dict[int, tuple[Address, ...]] = {}
@@ -85,7 +89,7 @@ class SystemLookup:
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                addresses = map(_unpack, answer.data[:MAX_ADDRESSES])
+                addresses = map(_unpack, answer.addresses[:MAX_ADDRESSES])
                 by_version[version] = tuple(addresses)
                 ttls += [] if answer.ttl_s is None else [answer.ttl_s]
         if any(by_version.values()):

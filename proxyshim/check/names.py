@@ -7,15 +7,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import dns.reversename
+from dns.rdatatype import PTR
+
 from proxyshim.config import Config
 from proxyshim.dns.client import DnsClient, DnsError
-from proxyshim.dns.message import Kind
 from proxyshim.dns.system import System
 from proxyshim.findings import Finding, Severity
 
 LIMIT_S: Final = 3.0
 # The name of 127.0.0.1: resolvers answer it themselves (RFC 6303), and any answer will do.
-_QUESTION: Final = b"1.0.0.127.in-addr.arpa"
+_QUESTION: Final = dns.reversename.from_address("127.0.0.1")
 _NO_ROUTE: Final = tuple(map(os.strerror, (errno.ENETUNREACH, errno.EHOSTUNREACH)))
 
 
@@ -42,7 +44,7 @@ async def ask_dns_servers(config: Config) -> Mapping[str, DnsFailure | None]:
 async def _ask(server: str) -> DnsFailure | None:
     try:
         async with asyncio.timeout(LIMIT_S):
-            await DnsClient(lambda: (server,)).ask(_QUESTION, Kind.PTR)
+            await DnsClient(lambda: (server,)).ask(_QUESTION, PTR)
     except TimeoutError:
         return DnsFailure(f"no answer within {LIMIT_S:g} s")
     except DnsError as error:

@@ -2,24 +2,27 @@
 
 Each question has a socket and a random id of its own, so that a forged answer has to guess the
 port as well (RFC 5452).  A server that was silent is asked last for a while.
+
+The sockets are ours, because ``dns.asyncquery`` has no bounds: it receives up to 64 kB and reads
+all of that before its caller could look at the size.
 """
 
 import asyncio
 import os
-import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final
 
+from dns.name import Name
+from dns.rcode import FORMERR, NOERROR, NXDOMAIN, to_text
+from dns.rdatatype import RdataType
+
 from proxyshim.dns.message import (
     MAX_ANSWER_OCTETS,
     Answer,
     BadAnswer,
-    Code,
-    Kind,
-    Query,
     read_answer,
     write_query,
 )
@@ -34,7 +37,7 @@ AVOID_SILENT_S: Final = 10.0
 # Datagrams that do not answer the question are ignored, up to this many.
 _MAX_STRAYS: Final = 20
 
-_ANSWERS: Final = (Code.NO_ERROR, Code.NO_SUCH_NAME)
+_ANSWERS: Final = (NOERROR, NXDOMAIN)
 
 
 class DnsError(Exception):
@@ -63,15 +66,11 @@ class DnsClient:
         self._note_answer = note_answer
         self._silent_at: dict[str, float] = {}
 
-    async def ask(self, name: bytes, kind: Kind) -> Answer:
+    async def ask(self, name: Name, kind: RdataType) -> Answer:
         """Return the records of *name*, followed through CNAMEs.  Raises DnsError.
 
         The name is asked for as it is, without a search domain.
         """
-        try:
-            query = write_query(name, kind)
-        except ValueError:  # no zone can contain it
-            return Answer(Code.NO_SUCH_NAME, truncated=False)
         heard = False
         detail = "no DNS server is configured"
         useless: set[str] = set()  # it has answered, without an answer
@@ -81,7 +80,7 @@ class DnsClient:
                     continue
                 try:
                     async with asyncio.timeout(TRY_S * 2**attempt):
-                        answer = await _ask_server(server, query)
+                        answer = await _ask_server(server, name, kind)
                 except (TimeoutError, OSError) as error:
                     self._silent_at[server] = time.monotonic()
                     detail = f"{server}: {_reason(error)}"
@@ -97,7 +96,7 @@ class DnsClient:
                     return answer
                 heard = True
                 useless.add(server)
-                detail = f"{server}: response code {answer.code}"
+                detail = f"{server}: {to_text(answer.code)}"
         raise DnsError(detail, silent=not heard)
 
     def _in_order(self) -> list[str]:
@@ -122,46 +121,47 @@ def _reason(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
 
 
-async def _ask_server(server: str, query: Query) -> Answer:
+async def _ask_server(server: str, name: Name, kind: RdataType) -> Answer:
     """Ask one server.  Raises OSError and BadAnswer.  It has no time limit of its own."""
-    answer = await _ask_by_udp(server, query, extended=True)
-    if answer.code == Code.FORMAT_ERROR:  # it may know no EDNS
-        answer = await _ask_by_udp(server, query, extended=False)
+    answer = await _ask_by_udp(server, name, kind, extended=True)
+    if answer.code == FORMERR:  # it may not know EDNS
+        answer = await _ask_by_udp(server, name, kind, extended=False)
     if answer.truncated:
-        answer = await _ask_by_tcp(server, query)
+        answer = await _ask_by_tcp(server, name, kind)
     if answer.truncated:
         raise BadAnswer("a truncated answer")
     return answer
 
 
-async def _ask_by_udp(server: str, query: Query, *, extended: bool) -> Answer:
+async def _ask_by_udp(
+    server: str, name: Name, kind: RdataType, *, extended: bool
+) -> Answer:
     loop = asyncio.get_running_loop()
-    number = secrets.randbits(16)
+    query = write_query(name, kind, extended=extended)
     with _open(server, socket.SOCK_DGRAM) as (sock, address):
         sock.connect(address)  # only this server's answers arrive
-        sock.send(query.with_id(number, extended=extended))
+        sock.send(query.to_wire())
         for _ in range(_MAX_STRAYS):
             # One octet more shows that it was longer; the rest is dropped.
             data = await loop.sock_recv(sock, MAX_ANSWER_OCTETS + 1)
-            answer = read_answer(data, number, query)
+            answer = read_answer(data, query)
             if answer is not None:
                 return answer
     raise BadAnswer("answers to other questions")
 
 
-async def _ask_by_tcp(server: str, query: Query) -> Answer:
+async def _ask_by_tcp(server: str, name: Name, kind: RdataType) -> Answer:
     loop = asyncio.get_running_loop()
-    number = secrets.randbits(16)
-    message = query.with_id(number, extended=True)
+    query = write_query(name, kind, extended=True)
     with _open(server, socket.SOCK_STREAM) as (sock, address):
         await loop.sock_connect(sock, address)
-        await loop.sock_sendall(sock, len(message).to_bytes(2, "big") + message)
+        await loop.sock_sendall(sock, query.to_wire(prepend_length=True))
         length = int.from_bytes(await _receive(loop, sock, 2), "big")
         if length > MAX_ANSWER_OCTETS:
             raise BadAnswer(
                 f"an answer of {length} octets, more than {MAX_ANSWER_OCTETS}"
             )
-        answer = read_answer(await _receive(loop, sock, length), number, query)
+        answer = read_answer(await _receive(loop, sock, length), query)
     if answer is None:
         raise BadAnswer("an answer to another question")
     return answer

@@ -9,10 +9,16 @@ import os
 import stat
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from io import StringIO
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
+
+from dns.exception import DNSException
+from dns.name import Name, NameTooLong, root
+from dns.resolver import Resolver
 
 from proxyshim.addresses import Address
 
@@ -87,41 +93,45 @@ class ResolvConf:
     """The servers, and how a name becomes a list of names to ask for."""
 
     servers: tuple[str, ...] = DEFAULT_SERVERS
-    search: tuple[str, ...] = ()
+    search: tuple[Name, ...] = ()
     ndots: int = 1
 
-    def candidates(self, name: str) -> Iterator[str]:
+    def candidates(self, name: Name) -> Iterator[Name]:
         """Yield the absolute names for which *name* may stand, in order."""
-        absolute = name.rstrip(".")
-        searched = [f"{absolute}.{domain}" for domain in self.search if domain]
-        if name.endswith("."):
-            yield absolute
-        elif name.count(".") >= self.ndots:
-            yield absolute
-            yield from searched
-        else:
-            yield from searched
-            yield absolute
+        if name.is_absolute():
+            yield name
+            return
+        has_dots = len(name) > self.ndots
+        if has_dots:
+            yield name.concatenate(root)
+        for domain in self.search:
+            with suppress(NameTooLong):
+                yield name.concatenate(domain)
+        if not has_dots:
+            yield name.concatenate(root)
 
 
 def parse_resolv_conf(text: str) -> ResolvConf:
-    """Read what we need; as in glibc, a later "search" or "domain" replaces an earlier one."""
+    """Read *text*; without a search domain in it, that of the host's own name counts."""
+    try:
+        resolver = Resolver(configure=False)
+    except (DNSException, ValueError):  # the host has a name that no zone can contain
+        return ResolvConf()
     servers: list[str] = []
-    search: tuple[str, ...] = ()
-    ndots = 1
     for line in text.splitlines():
-        match line.split():
-            case ["nameserver", server, *_] if len(servers) < MAX_SERVERS:
-                servers.append(server)
-            case ["domain" | "search" as key, *domains]:
-                kept = domains[:1] if key == "domain" else domains
-                search = tuple(domain.rstrip(".") for domain in kept)
-            case ["options", *options]:
-                for option in options:
-                    word, _, value = option.partition(":")
-                    if word == "ndots" and value.isdecimal():
-                        ndots = min(int(value[:3]), MAX_NDOTS)
-    return ResolvConf(tuple(servers) or DEFAULT_SERVERS, search, ndots)
+        # Line by line, because glibc skips a line that it cannot read, while dnspython refuses the
+        # whole file.  It refuses each line that names no server, too, but only after reading it.
+        try:
+            resolver.read_resolv_conf(StringIO(line))
+        except (DNSException, ValueError):
+            continue
+        servers += map(str, resolver.nameservers)
+    search = resolver.search or [resolver.domain]
+    return ResolvConf(
+        tuple(servers[:MAX_SERVERS]) or DEFAULT_SERVERS,
+        tuple(domain for domain in search if domain != root),
+        1 if resolver.ndots is None else min(max(resolver.ndots, 0), MAX_NDOTS),
+    )
 
 
 # /etc/hosts.

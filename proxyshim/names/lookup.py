@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+import dns.name
+import dns.reversename
+from dns.rdatatype import AAAA, PTR, A
+
 from proxyshim.addresses import Address
 from proxyshim.dns.client import DnsClient
-from proxyshim.dns.message import Kind
 from proxyshim.dns.system import System
 from proxyshim.smtp.host_names import is_host_name
 from proxyshim.smtp.xclient import NO_NAMES, TEMPUNAVAIL, UNAVAILABLE, Names
@@ -63,7 +66,7 @@ OVERLOAD: Final = Found(
 
 
 async def find_names(
-    dns: DnsClient,
+    client: DnsClient,
     system: System,
     address: Address,
     note_reverse_name: Callable[[bytes], None],
@@ -72,11 +75,11 @@ async def find_names(
 
     Raises DnsError.
     """
-    name, ttl_s = await _reverse_name(dns, system, address)
+    name, ttl_s = await _reverse_name(client, system, address)
     if name is None or not is_host_name(name):
         return NOTHING
     note_reverse_name(name)
-    confirmed, forward_ttl_s = await _confirm(dns, system, name, address)
+    confirmed, forward_ttl_s = await _confirm(client, system, name, address)
     ttl_s = max(MIN_TTL_S, min(ttl_s, forward_ttl_s, MAX_TTL_S))
     if not confirmed:
         return Found(Names(UNAVAILABLE, name), Result.UNCONFIRMED, ttl_s)
@@ -84,7 +87,7 @@ async def find_names(
 
 
 async def _reverse_name(
-    dns: DnsClient, system: System, address: Address
+    client: DnsClient, system: System, address: Address
 ) -> tuple[bytes | None, float]:
     """Return the name of *address*, whatever it looks like, and its TTL.
 
@@ -94,19 +97,21 @@ async def _reverse_name(
     listed = (await system.hosts()).name_of(address)
     if listed is not None:
         return listed.encode("utf-8", "replace"), DEFAULT_TTL_S
-    answer = await dns.ask(address.reverse_pointer.encode("ascii"), Kind.PTR)
-    if not answer.data or answer.ttl_s is None:
+    answer = await client.ask(dns.reversename.from_address(str(address)), PTR)
+    if answer.name is None or answer.ttl_s is None:
         return None, DEFAULT_TTL_S
-    return answer.data[0], answer.ttl_s
+    # Octets that no host name contains are escaped, so no two names have the same text.
+    return answer.name.to_text(omit_final_dot=True).encode("ascii"), answer.ttl_s
 
 
 async def _confirm(
-    dns: DnsClient, system: System, name: bytes, address: Address
+    client: DnsClient, system: System, name: bytes, address: Address
 ) -> tuple[bool, float]:
     """Return whether *name* has *address*, and the TTL of that answer."""
     listed = (await system.hosts()).addresses_of(name.decode("ascii"))
     if any(each.version == address.version for each in listed):
         return address in listed, DEFAULT_TTL_S
-    answer = await dns.ask(name, Kind.A if address.version == 4 else Kind.AAAA)
+    kind = A if address.version == 4 else AAAA
+    answer = await client.ask(dns.name.from_text(name.decode("ascii")), kind)
     ttl_s = DEFAULT_TTL_S if answer.ttl_s is None else answer.ttl_s
-    return address.packed in answer.data, ttl_s
+    return address.packed in answer.addresses, ttl_s

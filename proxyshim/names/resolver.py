@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+import dns.reversename
+from dns.rdatatype import PTR
+
 from proxyshim.addresses import Address
 from proxyshim.dns.client import DnsClient, DnsError
-from proxyshim.dns.message import Kind
 from proxyshim.dns.system import System
 from proxyshim.metrics import Metrics
 from proxyshim.names.cache import Cache
@@ -207,10 +209,10 @@ class Resolver:
 
     async def _probe(self, address: Address) -> bool:
         """Return True if a DNS server answers a question about *address* now."""
-        name = address.reverse_pointer.encode("ascii")
+        name = dns.reversename.from_address(str(address))
         try:
             async with asyncio.timeout(PROBE_EVERY_S):
-                await DnsClient(self._servers).ask(name, Kind.PTR)
+                await DnsClient(self._servers).ask(name, PTR)
         except TimeoutError:
             return False
         except DnsError as error:

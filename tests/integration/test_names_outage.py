@@ -99,7 +99,7 @@ def test_errors_for_everybody_are_reported_too(events: Events) -> None:
 
     play(scenario)
     [warning] = events.find("names_failing")
-    assert warning["detail"].endswith("response code 2")
+    assert warning["detail"].endswith("SERVFAIL")
 
 
 def test_a_probe_notices_the_recovery_without_any_client(events: Events) -> None:

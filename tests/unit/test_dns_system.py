@@ -6,10 +6,15 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from dns.name import Name, from_text
 
 from proxyshim.dns import system
 from proxyshim.dns.client import split_server
 from proxyshim.dns.system import Hosts, ResolvConf, System, parse_resolv_conf
+
+
+def names(*texts: str) -> tuple[Name, ...]:
+    return tuple(map(from_text, texts))
 
 
 @pytest.mark.parametrize(
@@ -21,36 +26,67 @@ from proxyshim.dns.system import Hosts, ResolvConf, System, parse_resolv_conf
             "nameserver ::1\n nameserver 192.0.2.1 # near\n;nameserver 192.0.2.2\n",
             ResolvConf(("::1", "192.0.2.1")),
         ),
+        ("nameserver fe80::1%lo\n", ResolvConf(("fe80::1%lo",))),
         (
             "".join(f"nameserver 192.0.2.{n}\n" for n in range(5)),
             ResolvConf(("192.0.2.0", "192.0.2.1", "192.0.2.2")),
         ),
         (
             "search a.example b.example.\noptions timeout:1 ndots:5 rotate\n",
-            ResolvConf(search=("a.example", "b.example"), ndots=5),
+            ResolvConf(search=names("a.example", "b.example"), ndots=5),
         ),
-        ("search a.example\ndomain b.example\n", ResolvConf(search=("b.example",))),
+        (
+            "search a.example\ndomain b.example\n",
+            ResolvConf(search=names("b.example")),
+        ),
+        ("search .\n", ResolvConf()),
         ("options ndots:x ndots:99999\n", ResolvConf(ndots=15)),
+        ("options ndots:-1\n", ResolvConf(ndots=0)),
         ("nameserver\nsearch\noptions\n\0\xff\n", ResolvConf()),
+        (
+            "nameserver dns.example\nsearch a..example\nnameserver 192.0.2.1\n",
+            ResolvConf(("192.0.2.1",)),
+        ),
     ],
 )
-def test_resolv_conf_is_read(text: str, expected: ResolvConf) -> None:
+def test_resolv_conf_is_read(
+    text: str, expected: ResolvConf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "mx")
     assert parse_resolv_conf(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("host_name", "search"),
+    [
+        ("mx.example.org", names("example.org")),
+        ("mx", ()),
+        ("", ()),
+    ],
+)
+def test_without_a_search_domain_that_of_the_host_counts(
+    host_name: str, search: tuple[Name, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: host_name)
+    found = parse_resolv_conf("nameserver 192.0.2.1\n")
+    assert found == ResolvConf(("192.0.2.1",), search)
 
 
 @pytest.mark.parametrize(
     ("name", "candidates"),
     [
-        ("mx", ["mx.a.example", "mx.b.example", "mx"]),
-        ("mx.mail", ["mx.mail", "mx.mail.a.example", "mx.mail.b.example"]),
-        ("mx.", ["mx"]),
+        ("mx", ["mx.a.example.", "mx.b.example.", "mx."]),
+        ("mx.mail", ["mx.mail.", "mx.mail.a.example.", "mx.mail.b.example."]),
+        ("mx.", ["mx."]),
+        (".".join(["x" * 61] * 4), [".".join(["x" * 61] * 4) + "."]),
     ],
 )
 def test_search_domains_are_tried_in_glibcs_order(
     name: str, candidates: list[str]
 ) -> None:
-    conf = ResolvConf(search=("a.example", "b.example"))
-    assert list(conf.candidates(name)) == candidates
+    conf = ResolvConf(search=names("a.example", "b.example"))
+    found = conf.candidates(from_text(name, origin=None))
+    assert [str(each) for each in found] == candidates
 
 
 @pytest.mark.parametrize(
