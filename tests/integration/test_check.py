@@ -455,11 +455,19 @@ def test_check_and_run_print_the_same_configuration_error(
     path = config_for(tmp_path, "127.0.0.1:10725")
     text = path.read_text().replace('haproxy_hosts = "haproxy_hosts"\n', "")
     path.write_text(f"{text}{key} = {value}\n")
-    checked = check(path)
-    run = CliRunner().invoke(main, ["run", "-c", str(path)])
-    assert says in checked.output
-    assert (checked.status, checked.output) == (run.exit_code, run.output)
-    assert checked.status == 78
+    # In processes of their own, because such an error is written to the descriptor of stderr.
+    checked, run = (
+        subprocess.run(
+            [sys.executable, "-m", "proxyshim", command, "-c", str(path)],
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+        )
+        for command in ("check", "run")
+    )
+    assert says in checked.stderr
+    assert (checked.stderr, checked.stdout) == (run.stderr, run.stdout)
+    assert checked.returncode == run.returncode == 78
 
 
 # --- another conveyance ---------------------------------------------------------------
