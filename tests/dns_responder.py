@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
 
+import pytest
 from dns.flags import TC
 from dns.message import Message, from_wire, make_response
 from dns.name import Name, from_text
@@ -19,6 +20,8 @@ from dns.rdata import from_text as rdata_from_text
 from dns.rdataclass import IN
 from dns.rdatatype import CNAME, PTR, RdataType
 from dns.rrset import from_rdata
+
+from proxyshim.dns import client
 
 Record = tuple[Name, int, Rdata]  # owner, TTL
 Key = tuple[Name, RdataType]
@@ -97,6 +100,23 @@ class Responder:
         """Wait until *count* questions have come."""
         async with self._question_came:
             await self._question_came.wait_for(lambda: len(self.asked) >= count)
+
+    # Where it answers.
+
+    @property
+    def host(self) -> str:
+        """The address without the port, as in /etc/resolv.conf."""
+        return self.address.rpartition(":")[0]
+
+    def replace_port_53(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Have questions to this address, and port 53, come here: resolv.conf names no port."""
+        host, address = self.host, self.address
+        find = client._socket_address
+
+        def find_it(server: str) -> tuple[int, tuple[object, ...]]:
+            return find(address if server == host else server)
+
+        monkeypatch.setattr(client, "_socket_address", find_it)
 
     # How the server answers.
 

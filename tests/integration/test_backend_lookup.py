@@ -28,8 +28,8 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
     def play(scenario: Scenario, *, hosts: str = "", conf: str = "") -> None:
         async def run() -> None:
             async with asyncio.timeout(LIMIT_S), responder() as dns:
-                host, _, port = dns.address.rpartition(":")
-                text = f"nameserver [{host}]:{port}\n{conf}"
+                dns.replace_port_53(monkeypatch)
+                text = f"nameserver {dns.host}\n{conf}"
                 (tmp_path / "resolv.conf").write_text(text)
                 (tmp_path / "hosts").write_text(hosts)
                 await scenario(SystemLookup(System()), dns)

@@ -149,23 +149,20 @@ def test_a_change_of_resolv_conf_is_noticed(
     path = tmp_path / "resolv.conf"
 
     async def scenario(bench: Bench) -> None:
-        path.write_text(f"nameserver {_brackets(bench.dns.address)}\n")
+        bench.dns.replace_port_53(monkeypatch)
+        path.write_text(f"nameserver {bench.dns.host}\n")
         bench.use_system_servers()
         bench.dns.add_ptr("192.0.2.1", "before.example.")
         bench.dns.add_host("before.example.", "192.0.2.1")
         assert (await bench.names_of("192.0.2.1")).name == b"before.example"
-        async with responder() as moved:
+        async with responder("127.0.0.2") as moved:
+            moved.replace_port_53(monkeypatch)
             moved.add_ptr("192.0.2.2", "after.example.")
             moved.add_host("after.example.", "192.0.2.2")
-            path.write_text(f"nameserver {_brackets(moved.address)}\n# moved\n")
+            path.write_text(f"nameserver {moved.host}\n# moved\n")
             assert (await bench.names_of("192.0.2.2")).name == b"after.example"
 
     play(scenario)
-
-
-def _brackets(address: str) -> str:
-    host, _, port = address.rpartition(":")
-    return f"[{host}]:{port}"
 
 
 def test_a_second_server_answers_for_a_silent_first(tmp_path: Path) -> None:
