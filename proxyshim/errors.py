@@ -42,6 +42,7 @@ class Reason(StrEnum):
     CONTROL_OCTET = "control_octet"
     VERB_IN_AUTH = "verb_in_auth"
     VERB_IN_CONTENT = "verb_in_content"
+    TOO_MANY_REFUSALS = "too_many_refusals"
     REPLY_UNASKED = "reply_unasked"
     REPLY_OUT_OF_PLACE = "reply_out_of_place"
     CLIENT_IDLE = "client_idle"

@@ -107,6 +107,7 @@ ENDINGS: Final[Mapping[Reason, Ending]] = MappingProxyType(
         Reason.VERB_IN_CONTENT: _COMMAND,
         Reason.COMMAND_TOO_LONG: _DIALOGUE,
         Reason.CONTROL_OCTET: _DIALOGUE,
+        Reason.TOO_MANY_REFUSALS: _DIALOGUE,
         Reason.REPLY_UNASKED: _DIALOGUE,
         Reason.REPLY_OUT_OF_PLACE: _DIALOGUE,
         Reason.CLIENT_IDLE: Ending(Outcome.IDLE),

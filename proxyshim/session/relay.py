@@ -23,6 +23,8 @@ from proxyshim.smtp.guard import Guard, Transaction
 
 # Replies that the client has not read.  Above this we stop reading the client as well.
 MAX_UNREAD_OCTETS: Final = 65_536
+# How long our own reply waits after a 5xx of the backend, because servers hang up after some.
+_HESITATION_S: Final = 0.2
 
 
 class End(StrEnum):
@@ -198,11 +200,21 @@ class Relay:
             self._end(End.BACKEND_CLOSED)
             return
         try:
-            self._guard.from_backend(data)
+            if self._guard.from_backend(data):
+                self._reactor.loop.call_later(_HESITATION_S, self._stop_hesitating)
         except BackendError as error:
             self.failure = error
             self._guard.abandon(error.reason, replies.BACKEND_LOST)
         self._flush()
+
+    def _stop_hesitating(self) -> None:
+        if self._ended is not None:
+            return
+        try:
+            self._guard.from_backend(b"")
+            self._flush()
+        except Exception as error:  # noqa: BLE001 - the session reports it
+            self._fail(error)
 
     def _lose_backend(self, _: OSError) -> None:
         self._backend_reset = True

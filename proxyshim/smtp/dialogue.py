@@ -11,11 +11,16 @@ from enum import Enum, auto
 from typing import Final
 
 from proxyshim.errors import Reason
+from proxyshim.smtp import replies
 from proxyshim.smtp.content import ContentScanner
 from proxyshim.smtp.hang_up import Farewell
 from proxyshim.smtp.verbs import Kind, Refusal
+from proxyshim.smtp.waiting import Waiting
 
 MAX_OWED: Final = 1_000  # replies; at this bound we stop reading the client
+# Commands of one session that we refuse; the next one ends it.  Postfix permits as many errors
+# (smtpd_hard_error_limit).
+MAX_REFUSALS: Final = 20
 
 
 class Mode(Enum):
@@ -57,14 +62,18 @@ class Dialogue:
         "end_reason",
         "farewell",
         "held",
+        "hesitates",
+        "in_doubt",
         "last_code",
         "mail_accepted",
         "messages_accepted",
         "mode",
         "owed",
         "owed_after_5xx",
+        "refusals",
         "refused",
         "scanner",
+        "screening",
         "state",
         "to_backend",
         "to_client",
@@ -84,13 +93,18 @@ class Dialogue:
         self.last_code = 0
         # The backend sent 221 or 421, so we expect it to close the connection.
         self.backend_quitting = False
-        self.held = b""  # from the client, and not allowed to pass yet
-        self.unsure = False  # see the argument in guard.py, step 3
+        self.held: Waiting | None = None  # from the client, and not allowed to pass yet
+        self.refusals = 0
+        # For these three see the argument in guard.py, steps 3 and 4.
+        self.unsure = False
+        self.in_doubt = False
+        self.screening = False
         # The backend's 421, once it has sent one.
         self.farewell: Farewell | None = None
         # How many replies were owed when the backend's last one, a 5xx, had come; -1 after any
-        # other reply.
+        # other reply.  As long as this is so, the backend may be about to hang up.
         self.owed_after_5xx = -1
+        self.hesitates = False  # our own reply comes next, and waits for such a hang-up
         # The backend has already answered the current content, before its end.
         self.answered_early = False
         self.mail_accepted = False
@@ -157,6 +171,28 @@ class Dialogue:
         since = self.owed[self.owed_after_5xx :]
         return all(owed is _QUIT or isinstance(owed, bytes) for owed in since)
 
+    def weigh(self, kind: Kind, code: int) -> None:
+        """Judge from the reply to a command sent alone whether our count of replies is right.
+
+        Call it for the reply to an unknown verb, and for every reply while ``in_doubt``.
+        """
+        is_complaint = code in _UNKNOWN_VERB_CODES
+        if kind is Kind.UNKNOWN:
+            self.in_doubt = is_complaint and (self.in_doubt or not self.unsure)
+            self.unsure = True
+        else:
+            self.unsure, self.in_doubt = is_complaint, False
+
+    def lose_count(self) -> None:
+        """Record that from here on we may be wrong about which reply answers which command."""
+        self.unsure = True
+        self.in_doubt = False
+
+    def note_odd_dot(self) -> None:
+        """Record that the backend may read commands where we see content."""
+        self.lose_count()
+        self.screening = True
+
     def answer(self, reply: bytes) -> None:
         """Queue our own *reply*, or deliver it if no other reply is owed."""
         if self.owed:
@@ -170,11 +206,22 @@ class Dialogue:
             self.to_client.append(reply)
             self.last_code = int(reply[:3])
 
+    def deliver_first(self) -> None:
+        """Deliver our own replies that are first in the queue."""
+        self.hesitates = False
+        owed = self.owed
+        while owed and isinstance(own := owed[0], bytes):
+            del owed[0]
+            self.deliver_own(own)
+
     def refuse(self, refusal: Refusal) -> None:
         """Answer a command that is not forwarded."""
         self.refused.append(refusal.reason)
+        self.refusals += 1
         if refusal.ends:
             self.end(refusal.reason, refusal.reply)
+        elif self.refusals > MAX_REFUSALS:
+            self.end(Reason.TOO_MANY_REFUSALS, replies.TOO_MANY_REFUSALS)
         else:
             self.answer(refusal.reply)
 
@@ -183,7 +230,7 @@ class Dialogue:
         if self.end_reason is not None:
             return
         self.end_reason = reason
-        self.held = b""
+        self.held = None
         if reply and self.mode is not Mode.OPAQUE:
             self.answer(reply)
 
@@ -198,4 +245,5 @@ _BDAT_LAST: Final = Kind.BDAT_LAST
 _QUIT: Final = Kind.QUIT
 
 _QUITTING_CODES: Final = (221, 421)
+_UNKNOWN_VERB_CODES: Final = (500, 502)  # RFC 5321, 4.2.4
 _RESETTING: Final = (Kind.HELO, Kind.EHLO, Kind.RSET)

@@ -25,6 +25,7 @@ from proxyshim.smtp.relaxed import RelaxedReader
 from proxyshim.smtp.replies import MAX_REPLY_LINE_OCTETS, ReplyParser
 from proxyshim.smtp.strict import StrictReader
 from proxyshim.smtp.verbs import VERBS, Kind, Refusal
+from proxyshim.smtp.waiting import Waiting
 from tests import feeding
 
 CHECK_ONLY = Refusal(replies.NO_CLIENT_ADDRESS, Reason.NO_CLIENT_ADDRESS, ends=True)
@@ -44,6 +45,7 @@ PARTS = (
     BackendReader,
     ReplyParser,
     ContentScanner,
+    Waiting,
 )
 PROPERTIES = [name for name, what in vars(Guard).items() if isinstance(what, property)]
 
@@ -117,6 +119,8 @@ def happen(guard: Guard, event: Event) -> None:
         guard.abandon(Reason.BACKEND_TIMEOUT, replies.BACKEND_LOST)
     elif actor == "the client closes":
         guard.client_closed()
+    elif actor == "a moment passes":
+        guard.from_backend(b"")
     else:
         guard.backend_closed()
 
@@ -245,7 +249,7 @@ REPLY_BORDERS = [
     ),
 ]
 OTHER = ["drain", "an end without a reply", "timeout"]
-OTHER += ["the client closes", "the backend closes"]
+OTHER += ["the client closes", "the backend closes", "a moment passes"]
 EVENTS: list[Event] = [
     *(("C", octets) for octets in LINES + BORDERS + LONG_LINES + CONTENTS),
     *(("C", octets[:-2]) for octets in LONG_LINES),
