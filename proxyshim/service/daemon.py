@@ -9,9 +9,11 @@ SIGUSR2           upgrade in place: a successor accepts new connections, while t
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 from asyncio import FIRST_COMPLETED
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -21,12 +23,7 @@ from proxyshim.errors import ConfigError
 from proxyshim.service.off_loop import call_in_thread
 from proxyshim.service.server import Server
 from proxyshim.service.systemd import Manager
-from proxyshim.service.upgrade import (
-    Patience,
-    Predecessor,
-    Successor,
-    ends_container,
-)
+from proxyshim.service.upgrade import Patience, Predecessor, Successor
 
 # A successor that does not serve within this time is killed.
 _SUCCESSOR_READY_S: Final = 30.0
@@ -34,6 +31,9 @@ _SUCCESSOR_READY_S: Final = 30.0
 _HEARTBEAT_S: Final = 5.0
 # A successor without a heartbeat for this long is ended, unless the watchdog sets the time.
 _SILENT_S: Final = 30.0
+
+# What runs as process 1 of a container to reap zombies, and ends with its child.
+_CONTAINER_INITS: Final = ("tini", "docker-init", "dumb-init", "catatonit")
 
 _HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
@@ -182,7 +182,7 @@ class Daemon:
             self._successor.reload()
         if self._handed_over:
             return  # to the successor, which alone accepts connections
-        if self._reloading is None:
+        if self._reloading is None or self._reloading.done():
             self._reloading = self._start_task(self._reload)
         else:
             self._reload_again = True
@@ -196,7 +196,6 @@ class Daemon:
                 self._manager.notify_reloading()
             await self._read_again()
             self._notify("READY=1", self._status())
-        self._reloading = None
 
     async def _read_again(self) -> None:
         """Adopt what the files say now, or log an error and change nothing."""
@@ -233,7 +232,7 @@ class Daemon:
         self._log.info("upgrade_started", successor=self._successor.pid)
 
     def _obstacle_to_upgrade(self) -> str | None:
-        if ends_container():
+        if _ends_container():
             return "the container ends with this process, and the successor would be killed"
         if (
             self._predecessor
@@ -286,3 +285,16 @@ class Daemon:
             self._report_alive()
             # There may have been reloads that only the successor has seen.
             self._request_reload()
+
+
+def _ends_container() -> bool:
+    """Return True if the end of this process ends its container, and with it a successor."""
+    if os.getpid() == 1:
+        return True
+    if os.getppid() != 1:
+        return False
+    try:
+        init = Path("/proc/1/comm").read_text("utf-8", "replace").strip()
+    except OSError:
+        return False
+    return init.startswith(_CONTAINER_INITS)

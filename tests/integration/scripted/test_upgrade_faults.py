@@ -94,6 +94,8 @@ def is_refused(address: str) -> bool:
         connect(address).close()
     except (ConnectionRefusedError, FileNotFoundError):
         return True
+    except ConnectionResetError:  # it is being closed
+        return False
     return False
 
 
