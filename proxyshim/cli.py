@@ -47,7 +47,10 @@ def run(path: Path) -> None:
     try:
         uvloop.run(_run_daemon(config))
     except ConfigError as error:
+        logs.flush()
         _complain(error)
+    finally:
+        logs.flush()
 
 
 @main.command()

@@ -90,6 +90,7 @@ class Metrics(Collector):
         self.name_lookups_in_flight = 0
         self.name_lookup_s = Histogram(LOOKUP_BOUNDS_S)
         self.names_cached = 0
+        self.count_dropped_lines: Callable[[], int] = lambda: 0  # of the log
         self.heartbeat = time.monotonic()
         self.ready = False
 
@@ -151,6 +152,11 @@ class Metrics(Collector):
         )
         yield from self._allowlist_metrics()
         yield from self._name_metrics()
+        yield CounterMetricFamily(
+            "proxyshim_log_lines_dropped",
+            "Log lines that were dropped because nothing took them.",
+            value=self.count_dropped_lines(),
+        )
         yield _build_info()
 
     def count_refusal(self, reason: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from proxyshim import logs
 from proxyshim.addresses import Address, Endpoint, read_socket_name
 from proxyshim.backend.dial import BackendLimits, Dial
 from proxyshim.config import Config
@@ -43,6 +44,7 @@ class Server:
         self._loop: asyncio.AbstractEventLoop
         self._reactor: Reactor
         self.metrics = Metrics()
+        self.metrics.count_dropped_lines = logs.lines_dropped
         self._resolver = Resolver(_resolver_settings(config), self.metrics)
         self._throttle = Throttle()
         self._shares = Shares()
