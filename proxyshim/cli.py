@@ -45,12 +45,13 @@ def run(path: Path) -> None:
     config = _load(path)
     logs.configure(config.log.format, config.log.level)
     try:
-        uvloop.run(_run_daemon(config))
+        status = uvloop.run(_run_daemon(config))
     except ConfigError as error:
         logs.flush()
         _complain(error)
     finally:
         logs.flush()
+    sys.exit(status)
 
 
 @main.command()
@@ -107,5 +108,5 @@ def _complain(error: ConfigError) -> NoReturn:
     sys.exit(EX_CONFIG)
 
 
-async def _run_daemon(config: Config) -> None:
-    await Daemon(config).run()
+async def _run_daemon(config: Config) -> int:
+    return await Daemon(config).run()

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import select
+import signal
 import socket
 import stat
 import sys
@@ -131,6 +132,8 @@ class LineWriter:
         self._wake.set()
 
     def _run(self) -> None:
+        # Signals are for the main thread, which blocks some of them at the end.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while not self._closed:
             self._wake.wait()
             self._hurry.wait(_GATHER_S)

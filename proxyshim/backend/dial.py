@@ -10,7 +10,7 @@ from proxyshim.addresses import Address, SocketName, read_address
 from proxyshim.backend.dialogue import BackendDialogue
 from proxyshim.config import Listener
 from proxyshim.errors import BackendError, Reason
-from proxyshim.limits import OUT_OF_DESCRIPTORS
+from proxyshim.limits import shortage
 from proxyshim.net.connect import connect_tcp, connect_unix
 from proxyshim.net.fiber import run_in_task
 from proxyshim.net.reactor import Reactor
@@ -88,8 +88,8 @@ class Dial:
                 failure = f"no connection within {share_s:.3g} s"
             except OSError as error:
                 failure = os.strerror(error.errno) if error.errno else str(error)
-                if error.errno in OUT_OF_DESCRIPTORS:  # not the backend's fault
-                    raise BackendError(Reason.OUT_OF_DESCRIPTORS, failure) from None
+                if (reason := shortage(error)) is not None:  # not the backend's fault
+                    raise BackendError(reason, failure) from None
             else:
                 return BackendDialogue(stream, self.limits.reply_timeout_s)
         raise self._unreachable(failure)

@@ -12,7 +12,7 @@ from typing import Final
 from proxyshim.addresses import Endpoint
 from proxyshim.backend.dial import Dial
 from proxyshim.conveyance.contract import Conveyance
-from proxyshim.errors import BackendError
+from proxyshim.errors import BackendError, Reason
 from proxyshim.metrics import Metrics
 from proxyshim.net.closing import close_gently
 from proxyshim.net.stream import Stream
@@ -99,8 +99,8 @@ class AgentChecks:
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
-    def turn_away(self, sock: socket.socket) -> None:
-        """Close a connection for which there are no descriptors.
+    def turn_away(self, sock: socket.socket, _: Reason) -> None:
+        """Close a connection that cannot be answered.
 
         We send nothing, because an SMTP reply would not be a valid answer.
         """

@@ -159,8 +159,11 @@ class Relay:
             self._watch = None
         return data
 
-    def _lose_client(self, _: OSError) -> None:
-        self._end(End.CLIENT_LOST)
+    def _lose_client(self, error: Exception) -> None:
+        if isinstance(error, OSError):
+            self._end(End.CLIENT_LOST)
+        else:
+            self._fail(error)
 
     def _note_client_backlog(self) -> None:
         """The client's backlog has grown, has gone, or can no longer be sent."""
@@ -201,8 +204,11 @@ class Relay:
             self._guard.abandon(error.reason, replies.BACKEND_LOST)
         self._flush()
 
-    def _lose_backend(self, _: OSError) -> None:
-        self._read_backend(b"")
+    def _lose_backend(self, error: Exception) -> None:
+        if isinstance(error, OSError):
+            self._read_backend(b"")
+        else:
+            self._fail(error)
 
     def _note_backend_backlog(self) -> None:
         """The backend's backlog has grown, has gone, or can no longer be sent."""
@@ -256,9 +262,10 @@ class Relay:
         self._client.pause_reading()
         self._backend.pause_reading()
         if self._ended is None:
-            self._ended = end
             # Not from here: the session closes the stream whose callback this may be.
-            self._reactor.call_after_events(self._waiter.wake)
+            waiter = self._waiter
+            self._reactor.call_after_events(waiter.wake, waiter.fail)
+            self._ended = end
 
     def _fail(self, error: Exception) -> None:
         self._defect = self._defect or error
@@ -290,11 +297,15 @@ class Relay:
 
     def drain(self) -> None:
         """End the session as soon as no message can be cut, duplicated or lost by it."""
-        if not self._clock.is_draining and self._ended is None:
+        if self._clock.is_draining or self._ended is not None:
+            return
+        try:
             self._clock.start_drain(self._reactor.time())
             self._end_if_idle()
             if self._ended is None:
                 self._set_alarm()
+        except Exception as error:  # noqa: BLE001 - the session reports it
+            self._fail(error)
 
     def _end_if_idle(self) -> None:
         """End a session that drains, between two transactions."""

@@ -147,6 +147,10 @@ class Process:
         """Return the peak of its memory since the reset, in bytes."""
         return self._memory("VmHWM")
 
+    def address_space(self) -> int:
+        """Return the size of its address space, in bytes."""
+        return self._memory("VmSize")
+
     def _memory(self, key: str) -> int:
         status = Path(f"/proc/{self.pid}/status").read_text()
         found = re.search(rf"{key}:\s+(\d+) kB", status)

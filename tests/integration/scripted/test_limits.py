@@ -302,6 +302,7 @@ def test_without_descriptors_a_proxy_gets_a_421_that_is_logged_once(
             with connect(shim.address, LISTED) as proxy:
                 proxy.send(header)
                 assert proxy.end() == TOO_MANY  # the kernel may send a reset after it
+        shim.wait_event("connection_shed")
         assert len(shim.events("connection_shed")) == 1
         assert shim.events("accepting_paused") == []
 
