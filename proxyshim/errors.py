@@ -107,5 +107,9 @@ class BackendError(ShimError):
         self.detail = detail
 
 
+class BackendTimeout(BackendError):  # noqa: N818
+    """The MTA did not answer in time.  It may be busy rather than down."""
+
+
 class ConfigError(ShimError):
     """The configuration is wrong; the text names file, key, value and what was expected."""

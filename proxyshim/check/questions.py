@@ -170,7 +170,9 @@ async def _ask_as(backend: Backend, parameters: bytes, address: Address) -> AsCl
     identity = Identity(client, None)
     opened = await conveyance.open(None, backend.dial, identity, no_names, no_warning)
     assert isinstance(opened, Relayed)
-    talk = BackendDialogue(opened.stream, backend.dial.limits.reply_timeout_s)
+    talk = BackendDialogue(
+        opened.stream, backend.dial.limits.reply_timeout_s, backend.dial.last_reply
+    )
     async with _leaving(talk):
         if opened.early:
             raise BackendError(Reason.BACKEND_BAD_REPLY, "it said more than was asked")

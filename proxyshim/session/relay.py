@@ -14,6 +14,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Final
 
+from proxyshim.backend.dialogue import LastReply
 from proxyshim.errors import BackendError, PeerError, Reason
 from proxyshim.net.stream import Stream
 from proxyshim.proxy_header.watch import HeaderWatch
@@ -44,6 +45,7 @@ class Relay:
         "_defect",
         "_ended",
         "_guard",
+        "_last_reply",
         "_on_forbidden",
         "_on_refused",
         "_reactor",
@@ -62,13 +64,18 @@ class Relay:
         guard: Guard,
         limits: RelayLimits,
         on_refused: Callable[[Reason], None],
+        last_reply: LastReply,
     ) -> None:
-        """Join two streams; call *on_refused* for each command that is not forwarded."""
+        """Join two streams; call *on_refused* for each command that is not forwarded.
+
+        *last_reply* notes when the backend speaks.
+        """
         self._reactor = client.reactor
         self._client = client
         self._backend = backend
         self._guard = guard
         self._on_refused = on_refused
+        self._last_reply = last_reply
         self._ended: End | None = None
         self._defect: Exception | None = None  # raised by our own code in a callback
         self._waiter = client.reactor.get_waiter()
@@ -176,7 +183,7 @@ class Relay:
 
     def _read_backend(self, data: bytes) -> None:
         clock = self._clock
-        clock.last_activity = self._reactor.time()
+        clock.last_activity = self._last_reply.at = self._reactor.time()
         clock.client_spoke_last = False
         try:
             if data and self._guard.pass_reply(data):

@@ -244,7 +244,12 @@ class Session:
         )
         limits = RelayLimits(settings.idle_timeout_s, settings.drain_timeout_s)
         self._relay = relay = Relay(
-            self._client, backend.stream, guard, limits, self._refuse_command
+            self._client,
+            backend.stream,
+            guard,
+            limits,
+            self._refuse_command,
+            self._shared.dial.last_reply,
         )
         if admission.watch is not None and admission.is_undecided:
             relay.watch_first_octets(admission.watch, self._refuse_header)
