@@ -31,8 +31,9 @@ _RETRY_S: Final = 0.2  # after accept() failed because of a local shortage
 _CONNECTION_ERRORS: Final = frozenset(
     {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.EINTR}
 )
-# A session needs two sockets.  This many descriptors are left for listeners, log, resolver etc.
-_OTHER_DESCRIPTORS: Final = 64
+# A session needs two sockets.  This many descriptors are left for the ports beside the mail
+# (set_aside.py), lingering connections, listeners, log, resolver etc.
+_OTHER_DESCRIPTORS: Final = 96
 # At most this many over-limit connections at a time get a lingering close; the rest are closed
 # at once.
 _MAX_LINGERING: Final = 32

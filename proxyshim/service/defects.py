@@ -5,6 +5,7 @@ of the log.  Errors of one place in the code are one defect, and are logged once
 """
 
 import asyncio
+import contextlib
 import logging
 import sys
 import threading
@@ -22,9 +23,14 @@ class Defects:
     """Logs exceptions that reached nobody who could act on them."""
 
     def __init__(
-        self, log: Any, throttle: Throttle, note_memory_error: Callable[[], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        log: Any,
+        throttle: Throttle,
+        note_memory_error: Callable[[], None],
     ) -> None:
-        """Call *note_memory_error* at each MemoryError."""
+        """Call *note_memory_error* at each MemoryError, in *loop*."""
+        self._loop = loop
         self._log = log
         self._throttle = throttle
         self._note_memory_error = note_memory_error
@@ -38,12 +44,19 @@ class Defects:
     def note_unraisable(self, unraisable: Any) -> None:
         """Log what Python passes to ``sys.unraisablehook``."""
         detail = unraisable.err_msg or "Exception ignored in"
-        self._note(f"{detail} {unraisable.object!r:.100}", unraisable.exc_value)
+        self.note_from_thread(
+            f"{detail} {unraisable.object!r:.100}", unraisable.exc_value
+        )
 
     def note_in_thread(self, failed: threading.ExceptHookArgs) -> None:
         """Log what Python passes to ``threading.excepthook``."""
         name = failed.thread.name if failed.thread is not None else "unknown"
-        self._note(f"thread {name} ended", failed.exc_value)
+        self.note_from_thread(f"thread {name} ended", failed.exc_value)
+
+    def note_from_thread(self, detail: str, error: BaseException | None) -> None:
+        """Log an exception, in whatever thread this is called."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the end is near
+            self._loop.call_soon_threadsafe(self._note, detail, error)
 
     def _note(self, detail: str, error: BaseException | None) -> None:
         if isinstance(error, MemoryError):

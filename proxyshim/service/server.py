@@ -13,19 +13,22 @@ from typing import Any, Final
 import structlog
 
 from proxyshim import logs
-from proxyshim.addresses import Address, Endpoint, read_socket_name
+from proxyshim.addresses import Address, Endpoint, SocketName, read_socket_name
 from proxyshim.backend.dial import BackendLimits, Dial
+from proxyshim.backend.dialogue import LastReply
 from proxyshim.config import Config
 from proxyshim.conveyance import BY_NAME
 from proxyshim.errors import ConfigError, Reason
 from proxyshim.limits import Shares
-from proxyshim.metrics import HEARTBEAT_S, Metrics, MetricsServer
+from proxyshim.metrics import HEARTBEAT_S, Metrics
 from proxyshim.names import Resolver, ResolverSettings
 from proxyshim.net.connection import Connection
 from proxyshim.net.reactor import Reactor
 from proxyshim.service.acceptor import Acceptor, Limiter
 from proxyshim.service.agent import AgentChecks
 from proxyshim.service.defects import Defects
+from proxyshim.service.http import HttpServer, Pages
+from proxyshim.service.port import Port
 from proxyshim.service.sandbox import report_forbidden
 from proxyshim.service.sockets import ListeningSocket, SocketSource
 from proxyshim.session.ending import ENDINGS, Reports
@@ -60,7 +63,7 @@ class Server:
         self._shared: dict[str, Shared] = {}
         self._backend_addresses: dict[str, frozenset[Address]] = {}
         self._metrics_socket: ListeningSocket | None = None
-        self._metrics_server: MetricsServer | None = None
+        self._http_server: HttpServer | None = None
         self._sessions: set[Session] = set()
         self._all_ended: asyncio.Future[None] | None = None  # set while someone waits
         self._session_numbers = count(1)
@@ -84,13 +87,7 @@ class Server:
             self._log,
         )
         self._agent_checks = AgentChecks(self._open_connection, self.metrics)
-        self._agent_acceptor = Acceptor(
-            self._agent_checks.answer,
-            self._agent_checks.turn_away,
-            self._sessions,
-            self.metrics,
-            self._log,
-        )
+        self._last_replies: dict[SocketName, LastReply] = {}
 
     # Start and reload.
 
@@ -103,7 +100,7 @@ class Server:
         self._reactor = Reactor(self._loop)  # early, while descriptors are available
         memory = self._reactor.memory
         memory.on_exhausted = self._note_exhausted
-        self.defects = Defects(self._log, self._throttle, memory.note_error)
+        self.defects = Defects(self._loop, self._log, self._throttle, memory.note_error)
         self._loop.set_exception_handler(self.defects.note_in_loop)
         source = SocketSource()
         try:
@@ -118,8 +115,14 @@ class Server:
         self._started = True
         self._log_listeners()
         if self._metrics_socket is not None:
-            self._metrics_server = MetricsServer(
-                self._metrics_socket.sock, self.metrics
+            self._http_server = HttpServer(
+                self._metrics_socket.sock,
+                Pages(
+                    self.metrics,
+                    lambda: self.metrics.is_live,
+                    lambda: self.metrics.ready,
+                ),
+                self.defects.note_from_thread,
             )
         report_forbidden(
             self._log, self._config, self._backend_addresses, self.sockets().values()
@@ -138,7 +141,7 @@ class Server:
             if listener.agent_bind is not None:
                 owner = f"listener {name}: agent_bind"
                 for sock in source.open(owner, listener.agent_bind, mode):
-                    self._agent_acceptor.add(name, sock)
+                    self._agent_checks.port.add(name, sock)
         if self._config.metrics is not None:
             bind = read_socket_name(self._config.metrics.bind)
             self._metrics_socket = source.open("metrics.bind", bind, 0o600)[0]
@@ -148,7 +151,7 @@ class Server:
             name = listener.settings.name
             for address in self._smtp_acceptor.addresses(name):
                 self._log.info("listener_opened", listener=name, address=address)
-            for address in self._agent_acceptor.addresses(name):
+            for address in self._agent_checks.port.addresses(name):
                 self._log.info("agent_opened", listener=name, address=address)
         if self._metrics_socket is not None:
             self._log.info("metrics_opened", address=self._metrics_socket.address)
@@ -159,7 +162,12 @@ class Server:
         served = {each.settings.name for each in self._config.listeners}
         listeners = [each for each in config.listeners if each.settings.name in served]
         dials = [
-            Dial(self._reactor, each.backend, BackendLimits.from_listener(each))
+            Dial(
+                self._reactor,
+                each.backend,
+                BackendLimits.from_listener(each),
+                self._last_replies.setdefault(each.backend, LastReply()),
+            )
             for each in listeners
         ]
         addresses = [await each.ip_addresses() for each in dials]
@@ -201,7 +209,7 @@ class Server:
 
     def sockets(self) -> dict[str, socket.socket]:
         """Return every listening socket by the key under which a successor looks it up."""
-        accepting = self._smtp_acceptor.sockets + self._agent_acceptor.sockets
+        accepting = self._smtp_acceptor.sockets + self._agent_checks.port.sockets
         found = {listening.key: listening.sock for _, listening in accepting}
         if self._metrics_socket is not None:
             found[self._metrics_socket.key] = self._metrics_socket.sock
@@ -230,19 +238,19 @@ class Server:
     def _serve(self) -> None:
         """Accept connections from now on, or again."""
         self.metrics.ready = True
-        if self._metrics_server is not None:
-            self._metrics_server.resume()
+        if self._http_server is not None:
+            self._http_server.resume()
         self._smtp_acceptor.resume()
-        self._agent_acceptor.resume()
+        self._agent_checks.port.resume()
 
     def hand_over(self) -> None:
         """Leave all new connections to a successor: clients, scrapers and agent checks."""
         self._handed_over = True
         self.metrics.ready = False
         self._smtp_acceptor.pause()
-        self._agent_acceptor.pause()
-        if self._metrics_server is not None:
-            self._metrics_server.pause()
+        self._agent_checks.port.pause()
+        if self._http_server is not None:
+            self._http_server.pause()
 
     def take_over(self) -> None:
         """Undo hand_over(), because the successor has ended."""
@@ -291,7 +299,7 @@ class Server:
         self.metrics.ready = False
         self._close_listeners(self._smtp_acceptor)
         if self._handed_over:  # otherwise agent checks are answered until the end
-            self._close_listeners(self._agent_acceptor)
+            self._close_listeners(self._agent_checks.port)
         self._log.info("drain_started", sessions=len(self._sessions))
         for session in list(self._sessions):
             session.drain()
@@ -304,7 +312,7 @@ class Server:
         self._reactor.close()
         self._log.info("service_stopped")
 
-    def _close_listeners(self, acceptor: Acceptor) -> None:
+    def _close_listeners(self, acceptor: Acceptor | Port) -> None:
         for listening in acceptor.release():
             # The path of a unix socket stays if another process serves it: a successor, or a
             # predecessor if we fail to start.
@@ -313,9 +321,9 @@ class Server:
 
     def _close_sockets(self) -> None:
         self._close_listeners(self._smtp_acceptor)
-        self._close_listeners(self._agent_acceptor)
-        if self._metrics_server is not None:
-            self._metrics_server.close()
+        self._close_listeners(self._agent_checks.port)
+        if self._http_server is not None:
+            self._http_server.close()
         elif self._metrics_socket is not None:
             self._metrics_socket.close()
 
