@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Self
 
 from proxyshim.addresses import Address, SocketName, read_address
-from proxyshim.backend.dialogue import BackendDialogue
+from proxyshim.backend.dialogue import BackendDialogue, LastReply
 from proxyshim.config import Listener
-from proxyshim.errors import BackendError, Reason
-from proxyshim.limits import OUT_OF_DESCRIPTORS
+from proxyshim.errors import BackendError, BackendTimeout, Reason
+from proxyshim.limits import shortage
 from proxyshim.net.connect import connect_tcp, connect_unix
 from proxyshim.net.fiber import run_in_task
 from proxyshim.net.reactor import Reactor
@@ -52,12 +52,20 @@ class BackendAddress:
 class Dial:
     """Connects to the backend of one listener."""
 
-    __slots__ = ("_known", "_reactor", "limits", "name")
+    __slots__ = ("_known", "_reactor", "last_reply", "limits", "name")
 
     def __init__(
-        self, reactor: Reactor, name: SocketName, limits: BackendLimits
+        self,
+        reactor: Reactor,
+        name: SocketName,
+        limits: BackendLimits,
+        last_reply: LastReply | None = None,
     ) -> None:
-        """Take the backend's *name*, as configured, and our limits towards it."""
+        """Take the backend's *name*, as configured, and our limits towards it.
+
+        *last_reply* is shared by everybody who talks to this backend.
+        """
+        self.last_reply = last_reply or LastReply()
         self._reactor = reactor
         self.name = name
         self.limits = limits
@@ -71,7 +79,7 @@ class Dial:
         """
         reactor = self._reactor
         until = reactor.time() + self.limits.connect_timeout_s
-        failure = "has no address"
+        failure, kind = "has no address", BackendError
         addresses = self._known or await self._resolve_until(until)
         for number, address in enumerate(addresses):
             share_s = (until - reactor.time()) / (len(addresses) - number)
@@ -86,13 +94,16 @@ class Dial:
                         )
             except TimeoutError:
                 failure = f"no connection within {share_s:.3g} s"
+                kind = BackendTimeout
             except OSError as error:
                 failure = os.strerror(error.errno) if error.errno else str(error)
-                if error.errno in OUT_OF_DESCRIPTORS:  # not the backend's fault
-                    raise BackendError(Reason.OUT_OF_DESCRIPTORS, failure) from None
+                if (reason := shortage(error)) is not None:  # not the backend's fault
+                    raise BackendError(reason, failure) from None
             else:
-                return BackendDialogue(stream, self.limits.reply_timeout_s)
-        raise self._unreachable(failure)
+                return BackendDialogue(
+                    stream, self.limits.reply_timeout_s, self.last_reply
+                )
+        raise self._unreachable(failure, kind)
 
     async def ip_addresses(self) -> frozenset[Address]:
         """Return the backend's IP addresses: none on a unix socket, or while its name fails."""
@@ -120,12 +131,15 @@ class Dial:
             with self._reactor.limit(until - self._reactor.time()):
                 return await self._resolve()
         except TimeoutError:
-            raise self._unreachable("no answer in time for its name") from None
+            failure = "no answer in time for its name"
+            raise self._unreachable(failure, BackendTimeout) from None
         except OSError as error:
             raise self._unreachable(error.strerror or str(error)) from None
 
-    def _unreachable(self, failure: str) -> BackendError:
-        return BackendError(Reason.BACKEND_UNREACHABLE, f"{self.name}: {failure}")
+    def _unreachable(
+        self, failure: str, kind: type[BackendError] = BackendError
+    ) -> BackendError:
+        return kind(Reason.BACKEND_UNREACHABLE, f"{self.name}: {failure}")
 
 
 def _known_addresses(name: SocketName) -> Sequence[BackendAddress]:

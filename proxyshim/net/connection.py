@@ -33,6 +33,7 @@ class Connection:
     __slots__ = (
         "_backlog",
         "_ended",
+        "_failure",
         "_on_backlog",
         "_on_data",
         "_on_error",
@@ -73,9 +74,10 @@ class Connection:
         self._backlog: deque[bytes | memoryview] | None = None
         self._waiter: Waiter | None = None
         self._on_data: Callable[[bytes], None] | None = None
-        self._on_error: Callable[[OSError], None] | None = None
+        self._on_error: Callable[[Exception], None] | None = None
         self._on_backlog: Callable[[], None] | None = None
         self._outbox = b""  # to be sent at the end of the reactor's turn
+        self._failure: Exception | None = None  # raised by our own code in a callback
         self._readable = may_be_readable
         self._ended = False  # the other end shut down or reset: a read will show which
         self.paused = False
@@ -109,6 +111,16 @@ class Connection:
             else:
                 self._waiter.wake()
 
+    def fail(self, error: Exception) -> None:
+        """Have whoever uses the connection end with *error*, which a callback raised."""
+        if self.closed:
+            return
+        self._failure = error
+        if self._waiter is not None:
+            self._waiter.wake()
+        elif self._on_error is not None:
+            self._on_error(error)
+
     # Reading.
 
     def receive_now(self, max_octets: int = _READ_OCTETS) -> bytes | None:
@@ -133,6 +145,8 @@ class Connection:
 
     async def receive(self) -> bytes:
         while True:
+            if self._failure is not None:
+                raise self._failure
             if self._readable and (data := self.receive_now()) is not None:
                 return data
             self._waiter = waiter = get_waiter(self.reactor.loop)
@@ -144,9 +158,11 @@ class Connection:
     def start_reading(
         self,
         on_data: Callable[[bytes], None],
-        on_error: Callable[[OSError], None],
+        on_error: Callable[[Exception], None],
         on_backlog: Callable[[], None],
     ) -> None:
+        if self._failure is not None:
+            raise self._failure
         self._on_data = on_data
         self._on_error = on_error
         self._on_backlog = on_backlog
@@ -157,21 +173,20 @@ class Connection:
 
     def resume_reading(self) -> None:
         self.paused = False
-        if self._readable:
-            self._schedule_pump()
+        if self._readable and not self._pump_is_scheduled and self._on_data is not None:
+            self.reactor.loop.call_soon(self._run_scheduled_pump)
+            self._pump_is_scheduled = True
 
     def stop_reading(self) -> None:
         self._on_data = self._on_error = self._on_backlog = None
 
-    def _schedule_pump(self) -> None:
-        if not self._pump_is_scheduled and self._on_data is not None:
-            self._pump_is_scheduled = True
-            self.reactor.loop.call_soon(self._run_scheduled_pump)
-
     def _run_scheduled_pump(self) -> None:
         self._pump_is_scheduled = False
         if self._readable:
-            self._pump()
+            try:
+                self._pump()
+            except Exception as error:  # noqa: BLE001 - whoever uses the connection reports it
+                self.reactor.give_back(error, self.fail)
 
     def _pump(self) -> None:
         """Pass one read to the callback; the rest waits until the other sockets had their turn."""
@@ -190,9 +205,9 @@ class Connection:
         if not data:
             self._on_data = None  # the end is reported once
         on_data(data)
-        if self._readable:
+        if self._readable and not self.paused:
             if len(data) == _READ_OCTETS:
-                self._schedule_pump()
+                self.resume_reading()
             else:
                 self._pump()  # only the end is left to read, so report it at once
 
@@ -236,7 +251,7 @@ class Connection:
         self._backlog = None
         self.backlog_octets = 0
         if self._on_backlog is not None:
-            self.reactor.loop.call_soon(self._on_backlog)
+            self.reactor.call_after_events(self._on_backlog, self.fail)
 
     def _send_backlog(self, backlog: deque[bytes | memoryview]) -> None:
         while backlog:
@@ -285,12 +300,14 @@ class Connection:
         if self.closed:
             return
         self.stop_reading()
-        self.flush()
-        self.closed = True
-        self.reactor.forget(self.descriptor)
-        self._backlog = None
-        self.backlog_octets = 0
-        self._sock.close()
+        try:
+            self.flush()
+        finally:
+            self.closed = True
+            self.reactor.forget(self.descriptor)
+            self._backlog = None
+            self.backlog_octets = 0
+            self._sock.close()
 
     def detach(self) -> socket.socket:
         assert self.octets_sent + self.backlog_octets + len(self._outbox) == 0

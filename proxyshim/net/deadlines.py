@@ -14,6 +14,7 @@ _SWEEPS_A_SECOND: Final = 10
 SWEEP_S: Final = 1 / _SWEEPS_A_SECOND
 # The loop's timers count milliseconds, and may round down.
 _CLOCK_STEP_S: Final = 0.002
+_RETRY_S: Final = 1.0  # after an alarm failed
 
 
 class Alarm(Protocol):
@@ -23,7 +24,10 @@ class Alarm(Protocol):
     place: int  # set by the wheel; 0 while the alarm is not set
 
     def expire(self) -> None:
-        """Called when the time is over; the alarm is no longer set then."""
+        """Called when the time is over; the alarm is no longer set then.
+
+        If it raises an exception, it is called again a moment later.
+        """
 
 
 class Deadlines:
@@ -61,17 +65,27 @@ class Deadlines:
         alarm.place = 0
 
     def _start_sweeping(self) -> None:
+        if (
+            not self._wheel
+        ):  # else a sweep could not be scheduled, and places wait for it
+            self._swept = int(self._loop.time() * _SWEEPS_A_SECOND)
+        self._sweep_later(self._swept)
         self._sweeping = True
-        self._swept = int(self._loop.time() * _SWEEPS_A_SECOND)
-        self._sweep_later()
 
-    def _sweep_later(self) -> None:
-        """Schedule a sweep for when the next place is due, and surely not before."""
-        due = (self._swept + 1) / _SWEEPS_A_SECOND
+    def _sweep_later(self, swept: int) -> None:
+        """Schedule a sweep for when the place after *swept* is due, and surely not before."""
+        due = (swept + 1) / _SWEEPS_A_SECOND
         self._loop.call_at(due + _CLOCK_STEP_S, self._sweep)
 
     def _sweep(self) -> None:
+        self._sweeping = False
+        if not self._wheel:
+            return
         now = int(self._loop.time() * _SWEEPS_A_SECOND)
+        # First of all, so that no exception stops the clock.  If this fails, the next alarm that
+        # is set starts it again.
+        self._sweep_later(now)
+        self._sweeping = True
         first, self._swept = self._swept + 1, now
         for place in range(first, now + 1):
             due = self._wheel.get(place)
@@ -81,14 +95,16 @@ class Deadlines:
                 try:
                     alarm.expire()
                 except Exception as error:  # noqa: BLE001 - the others are due as well
-                    self._loop.call_exception_handler(
-                        {"message": "a time limit failed", "exception": error}
-                    )
+                    self._expire_again(alarm, error)
             self._wheel.pop(place, None)
-        if self._wheel:
-            self._sweep_later()
-        else:
-            self._sweeping = False
+
+    def _expire_again(self, alarm: Alarm, error: Exception) -> None:
+        """Set an alarm that failed once more, because its session has no other."""
+        self._loop.call_exception_handler(
+            {"message": "a time limit failed", "exception": error}
+        )
+        alarm.at = self._loop.time() + _RETRY_S
+        self.set(alarm)
 
 
 class Limit:

@@ -13,6 +13,9 @@ postponed calls run (``call_after_events``).  Finally, every connection
 flushes its pending output (``flush_later``).  So when many sessions are busy, the kernel's part
 of sending runs many times in a row, and a receiver is woken once for several packets.
 
+An edge comes once, so an owner that an exception interrupts may wait for its next one for ever.
+Therefore whoever raises an exception here gets it back (``fail``), and ends its session.
+
 Source: epoll(7), "Level-triggered and edge-triggered".
 """
 
@@ -24,6 +27,7 @@ from typing import Final, Protocol
 
 from proxyshim.net.deadlines import Deadlines, Limit
 from proxyshim.net.fiber import Waiter, get_waiter
+from proxyshim.net.memory import MemoryWatch
 
 READABLE: Final = select.EPOLLIN
 WRITABLE: Final = select.EPOLLOUT
@@ -32,6 +36,11 @@ ENDED: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 _EDGES: Final = READABLE | WRITABLE | select.EPOLLRDHUP | select.EPOLLET
 _EVENTS_A_TURN: Final = 256
+_RETRY_S: Final = 0.2  # after something failed that must not
+
+
+# Ends the session in whose callback our own code raised an exception.
+OnFailure = Callable[[Exception], None]
 
 
 class Watched(Protocol):
@@ -39,6 +48,9 @@ class Watched(Protocol):
 
     def on_events(self, events: int) -> None:
         """Take READABLE, WRITABLE and ENDED, in any combination."""
+
+    def fail(self, error: Exception) -> None:
+        """End the session, because ``on_events`` raised *error*."""
 
     def close(self) -> None:
         """Close the socket at once: the reactor is closing."""
@@ -50,6 +62,9 @@ class Sender(Protocol):
     def flush(self) -> None:
         """Send it."""
 
+    def fail(self, error: Exception) -> None:
+        """End the session, because ``flush`` raised *error*."""
+
 
 class Reactor:
     """The epoll set, the clock and the timer wheel of one event loop."""
@@ -59,6 +74,7 @@ class Reactor:
         self.loop = loop
         self.time = loop.time
         self.deadlines = Deadlines(loop)
+        self.memory = MemoryWatch(loop.time)
         # ``with reactor.limit(seconds):`` raises TimeoutError when the body takes longer.
         self.limit = partial(Limit, self.deadlines)
         self._epoll = select.epoll()
@@ -66,7 +82,7 @@ class Reactor:
         self._in_turn = False
         # Of this turn: new descriptors, postponed calls, and connections with output.
         self._added: set[int] = set()
-        self._postponed: list[Callable[[], None]] = []
+        self._postponed: list[tuple[Callable[[], None], OnFailure]] = []
         self._senders: list[Sender] = []
         loop.add_reader(self._epoll.fileno(), self._turn)
 
@@ -107,12 +123,14 @@ class Reactor:
 
     # Turns.
 
-    def call_after_events(self, callback: Callable[[], None]) -> None:
+    def call_after_events(
+        self, callback: Callable[[], None], on_failure: OnFailure
+    ) -> None:
         """Call back after this turn's events; outside of a turn, a moment later."""
         if self._in_turn:
-            self._postponed.append(callback)
+            self._postponed.append((callback, on_failure))
         else:
-            self.loop.call_soon(callback)
+            self.loop.call_soon(self._call, callback, on_failure)
 
     def flush_later(self, sender: Sender) -> bool:
         """Have *sender* flush at the end of this turn; return False outside of a turn."""
@@ -123,12 +141,13 @@ class Reactor:
     def _turn(self) -> None:
         self._in_turn = True
         self._added.clear()
-        self._dispatch_events()
-        for callback in self._postponed:  # which may postpone more
-            try:
-                callback()
-            except Exception as error:  # noqa: BLE001 - as below
-                self._report(error)
+        try:
+            self._dispatch_events()
+        except Exception as error:  # noqa: BLE001 - no memory for the list of events
+            self._report(error)
+            self._look_again()
+        for callback, on_failure in self._postponed:  # which may postpone more
+            self._call(callback, on_failure)
         self._postponed.clear()
         self._in_turn = False
         senders, self._senders = self._senders, []
@@ -136,7 +155,7 @@ class Reactor:
             try:
                 sender.flush()
             except Exception as error:  # noqa: BLE001 - as below
-                self._report(error)
+                self.give_back(error, sender.fail)
 
     def _dispatch_events(self) -> None:
         find, added = self._watched.get, self._added
@@ -148,7 +167,34 @@ class Reactor:
             try:
                 owner.on_events(events)
             except Exception as error:  # noqa: BLE001 - the other owners see their edges only once
-                self._report(error)
+                self.give_back(error, owner.fail)
+
+    # Failures.
+
+    def _call(self, callback: Callable[[], None], on_failure: OnFailure) -> None:
+        try:
+            callback()
+        except Exception as error:  # noqa: BLE001 - as above
+            self.give_back(error, on_failure)
+
+    def give_back(self, error: Exception, on_failure: OnFailure) -> None:
+        """Have whoever raised *error* act on it, as often as it takes."""
+        if isinstance(error, MemoryError):
+            self.memory.note_error()
+        try:
+            on_failure(error)
+        except Exception as another:  # noqa: BLE001 - as above
+            self._report(another)
+            self.loop.call_later(_RETRY_S, self.give_back, error, on_failure)
+
+    def _look_again(self) -> None:
+        """Have the kernel report the present state of all sockets again: events were lost."""
+        try:
+            for descriptor in self._watched:
+                self._epoll.modify(descriptor, _EDGES)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._report(error)
+            self.loop.call_later(_RETRY_S, self._look_again)
 
     def _report(self, error: Exception) -> None:
         self.loop.call_exception_handler(

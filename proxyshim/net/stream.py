@@ -64,12 +64,13 @@ class Stream(Protocol):
     def start_reading(
         self,
         on_data: Callable[[bytes], None],
-        on_error: Callable[[OSError], None],
+        on_error: Callable[[Exception], None],
         on_backlog: Callable[[], None],
     ) -> None:
         """Pass everything that arrives to *on_data*; b"" is the end, and comes once.
 
-        *on_error* gets an error of the reading side.  *on_backlog* is called when a backlog has
+        *on_error* gets an error of the reading side, an OSError, or else whatever our own code
+        raised in one of these callbacks.  *on_backlog* is called when a backlog has
         appeared without a call of ``send``, has been sent, or can no longer be sent.
         """
 

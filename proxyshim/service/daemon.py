@@ -20,6 +20,7 @@ import structlog
 
 from proxyshim.config import Config, load
 from proxyshim.errors import ConfigError
+from proxyshim.service.defects import take_over_process
 from proxyshim.service.off_loop import call_in_thread
 from proxyshim.service.server import Server
 from proxyshim.service.systemd import Manager
@@ -34,6 +35,8 @@ _SILENT_S: Final = 30.0
 
 # What runs as process 1 of a container to reap zombies, and ends with its child.
 _CONTAINER_INITS: Final = ("tini", "docker-init", "dumb-init", "catatonit")
+# sysexits.h; systemd starts the service again after any status but that of a bad configuration.
+EX_TEMPFAIL: Final = 75
 
 _HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
@@ -48,7 +51,8 @@ class Daemon:
         """Prepare to serve *config*; nothing is opened before ``run``."""
         self._config = config
         self._log = structlog.get_logger()
-        self._server = Server(config)
+        self._server = Server(config, self._end_for_want_of_memory)
+        self._status_at_end = 0
         self._manager = Manager()
         self._stop = asyncio.Event()
         self._predecessor: Predecessor | None = None  # until it ends
@@ -59,8 +63,11 @@ class Daemon:
         self._reloading: asyncio.Task[None] | None = None
         self._reload_again = False
 
-    async def run(self) -> None:
-        """Serve until a signal ends the process.  Raises ConfigError if it cannot start."""
+    async def run(self) -> int:
+        """Serve until a signal ends the process; return its exit status.
+
+        Raises ConfigError if it cannot start.
+        """
         # First of all, because a SIGHUP without a handler would end the process.
         self._handle_signals()
         self._predecessor = Predecessor.find()
@@ -77,6 +84,7 @@ class Daemon:
         # The loop gives its handlers up before the process ends.  A signal in between would kill
         # the process, and its status would report a failure.
         signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+        return self._status_at_end
 
     async def _start(self) -> bool:
         """Start to serve; return False if a signal to stop came first.  Raises ConfigError."""
@@ -107,6 +115,7 @@ class Daemon:
     async def _prepare(self) -> None:
         """Do all that comes before serving.  A successor fails at once instead of waiting."""
         unused = await self._server.prepare(waits=self._predecessor is None)
+        take_over_process(self._server.defects)
         if self._predecessor is not None:
             try:
                 await self._predecessor.wait_until_we_serve(unused, self._read_again)
@@ -121,6 +130,11 @@ class Daemon:
                 self._successor.kill()
         if self._predecessor is not None:
             self._predecessor.report_stop()
+
+    def _end_for_want_of_memory(self) -> None:
+        """Stop as SIGTERM does, but with a status that makes the manager start us again."""
+        self._status_at_end = EX_TEMPFAIL
+        self._stop.set()
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -157,12 +171,13 @@ class Daemon:
     def _send_heartbeats(self) -> None:
         """Show at regular intervals that the event loop runs; one that hangs does not."""
         watchdog_s = self._manager.watchdog_s
+        # Twice per watchdog interval, as sd_watchdog_enabled(3) recommends.
+        every_s = min(watchdog_s / 2, _HEARTBEAT_S) if watchdog_s else _HEARTBEAT_S
+        # First of all, so that no exception makes it the last one.
+        asyncio.get_running_loop().call_later(every_s, self._send_heartbeats)
         self._report_alive()
         if self._predecessor is not None:
             self._predecessor.send_heartbeat()
-        # Twice per watchdog interval, as sd_watchdog_enabled(3) recommends.
-        every_s = min(watchdog_s / 2, _HEARTBEAT_S) if watchdog_s else _HEARTBEAT_S
-        asyncio.get_running_loop().call_later(every_s, self._send_heartbeats)
 
     def _report_alive(self) -> None:
         watchdog = () if self._manager.watchdog_s is None else ("WATCHDOG=1",)

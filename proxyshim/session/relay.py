@@ -14,6 +14,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Final
 
+from proxyshim.backend.dialogue import LastReply
 from proxyshim.errors import BackendError, PeerError, Reason
 from proxyshim.net.stream import Stream
 from proxyshim.proxy_header.watch import HeaderWatch
@@ -47,6 +48,7 @@ class Relay:
         "_defect",
         "_ended",
         "_guard",
+        "_last_reply",
         "_on_forbidden",
         "_on_refused",
         "_reactor",
@@ -65,13 +67,18 @@ class Relay:
         guard: Guard,
         limits: RelayLimits,
         on_refused: Callable[[Reason], None],
+        last_reply: LastReply,
     ) -> None:
-        """Join two streams; call *on_refused* for each command that is not forwarded."""
+        """Join two streams; call *on_refused* for each command that is not forwarded.
+
+        *last_reply* notes when the backend speaks.
+        """
         self._reactor = client.reactor
         self._client = client
         self._backend = backend
         self._guard = guard
         self._on_refused = on_refused
+        self._last_reply = last_reply
         self._ended: End | None = None
         self._defect: Exception | None = None  # raised by our own code in a callback
         self._waiter = client.reactor.get_waiter()
@@ -163,8 +170,11 @@ class Relay:
             self._watch = None
         return data
 
-    def _lose_client(self, _: OSError) -> None:
-        self._end(End.CLIENT_LOST)
+    def _lose_client(self, error: Exception) -> None:
+        if isinstance(error, OSError):
+            self._end(End.CLIENT_LOST)
+        else:
+            self._fail(error)
 
     def _note_client_backlog(self) -> None:
         """The client's backlog has grown, has gone, or can no longer be sent."""
@@ -177,7 +187,7 @@ class Relay:
 
     def _read_backend(self, data: bytes) -> None:
         clock = self._clock
-        clock.last_activity = self._reactor.time()
+        clock.last_activity = self._last_reply.at = self._reactor.time()
         clock.client_spoke_last = False
         try:
             if data and self._guard.pass_reply(data):
@@ -216,9 +226,12 @@ class Relay:
         except Exception as error:  # noqa: BLE001 - the session reports it
             self._fail(error)
 
-    def _lose_backend(self, _: OSError) -> None:
-        self._backend_reset = True
-        self._read_backend(b"")
+    def _lose_backend(self, error: Exception) -> None:
+        if isinstance(error, OSError):
+            self._backend_reset = True
+            self._read_backend(b"")
+        else:
+            self._fail(error)
 
     def _note_backend_backlog(self) -> None:
         """The backend's backlog has grown, has gone, or can no longer be sent."""
@@ -272,10 +285,11 @@ class Relay:
         self._client.pause_reading()
         self._backend.pause_reading()
         if self._ended is None:
-            self._ended = end
             # Do not wake the session here: it would close the stream whose callback may be
             # running.
-            self._reactor.call_after_events(self._waiter.wake)
+            waiter = self._waiter
+            self._reactor.call_after_events(waiter.wake, waiter.fail)
+            self._ended = end
 
     def _fail(self, error: Exception) -> None:
         self._defect = self._defect or error
@@ -307,11 +321,15 @@ class Relay:
 
     def drain(self) -> None:
         """End the session as soon as that can no longer cut, duplicate or lose a message."""
-        if not self._clock.is_draining and self._ended is None:
+        if self._clock.is_draining or self._ended is not None:
+            return
+        try:
             self._clock.start_drain(self._reactor.time())
             self._end_if_idle()
             if self._ended is None:
                 self._set_alarm()
+        except Exception as error:  # noqa: BLE001 - the session reports it
+            self._fail(error)
 
     def _end_if_idle(self) -> None:
         """While draining, end the session if no transaction is open."""

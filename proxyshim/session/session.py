@@ -68,9 +68,17 @@ class Session:
     )
 
     def __init__(
-        self, shared: Shared, client: Stream, peer: Endpoint | None, number: str
+        self,
+        shared: Shared,
+        client: Stream,
+        peer: Endpoint | None,
+        number: str,
+        on_end: Callable[["Session"], None],
     ) -> None:
-        """Take over an accepted connection; *peer* is None on a unix socket."""
+        """Take over an accepted connection; *peer* is None on a unix socket.
+
+        *on_end* is called at the end.
+        """
         self._shared = shared
         self._client = client
         self._record = SessionRecord(number, shared.listener.settings.name, peer)
@@ -80,13 +88,13 @@ class Session:
         self._relay: Relay | None = None
         self._share: str | None = None
         self._draining = False
-        self._fiber: Fiber | None = None  # while a drain may interrupt it
-        self._on_end: Callable[[Session], None]
-
-    def start(self, on_end: Callable[["Session"], None]) -> None:
-        """Serve the peer until the end, and then call *on_end*."""
         self._on_end = on_end
-        self._fiber = Fiber(self._run(), self._finish)
+        # While a drain may interrupt it.
+        self._fiber: Fiber | None = Fiber(self._run(), self._finish)
+
+    def start(self) -> None:
+        """Serve the peer until the end."""
+        assert self._fiber is not None
         self._fiber.wake()
 
     def drain(self) -> None:
@@ -100,9 +108,16 @@ class Session:
             self._fiber.interrupt(asyncio.CancelledError())
 
     def _finish(self, error: BaseException | None) -> None:
-        if error is not None:
-            self._shared.reports.defect(self._record, error)
-        self._on_end(self)
+        try:
+            if error is not None:
+                self._note_defect(error)
+        finally:
+            self._on_end(self)
+
+    def _note_defect(self, error: BaseException) -> None:
+        if isinstance(error, MemoryError):
+            self._client.reactor.memory.note_error()
+        self._shared.reports.defect(self._record, error)
 
     async def _run(self) -> None:
         metrics = self._shared.reports.metrics
@@ -112,19 +127,30 @@ class Session:
             self._fiber = None  # a drain does not shorten the close
             await self._close(farewell)
         except Exception as error:  # noqa: BLE001 - a defect ends one session, not all
-            self._shared.reports.defect(self._record, error)
+            self._note_defect(error)
             if self._record.guard is None:
                 self._client.send(replies.FAILED)
         finally:
-            self._client.close()
-            self._close_backend()
-            if self._share is not None:
-                self._shared.shares.give_back(self._share)
             metrics.sessions_open -= 1
-            self._shared.reports.closed(self._record, self._client)
-            # Break the reference cycle session <-> relay, so that both are freed without a pass
-            # of the garbage collector.
-            self._relay = None
+            self._give_everything_back()
+
+    def _give_everything_back(self) -> None:
+        failure: Exception | None = None
+        for step in (self._client.close, self._close_backend, self._report_end):
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001 - it must not keep the other steps from us
+                failure = error
+        # Break the reference cycle session <-> relay, so that both are freed without a pass of
+        # the garbage collector.
+        self._relay = None
+        if failure is not None:
+            raise failure
+
+    def _report_end(self) -> None:
+        if self._share is not None:
+            self._shared.shares.give_back(self._share)
+        self._shared.reports.closed(self._record, self._client)
 
     async def _serve(self) -> bytes:
         """Go through the phases; return what is still to be sent to the client."""
@@ -233,7 +259,12 @@ class Session:
         )
         limits = RelayLimits(settings.idle_timeout_s, settings.drain_timeout_s)
         self._relay = relay = Relay(
-            self._client, backend.stream, guard, limits, self._refuse_command
+            self._client,
+            backend.stream,
+            guard,
+            limits,
+            self._refuse_command,
+            self._shared.dial.last_reply,
         )
         if admission.watch is not None and admission.is_undecided:
             relay.watch_first_octets(admission.watch, self._refuse_header)

@@ -118,20 +118,42 @@ def test_an_alarm_may_clear_another_one_that_is_due_as_well(
     assert [len(alarm.rang) for alarm in pairs] == [1, 1]
 
 
-def test_an_alarm_that_fails_does_not_stop_the_others(
+def test_an_alarm_that_fails_rings_again_and_does_not_stop_the_others(
     clock: Clock, deadlines: Deadlines
 ) -> None:
     class Failing(Alarm):
         def expire(self) -> None:
-            raise ValueError("a defect")
+            super().expire()
+            if len(self.rang) == 1:
+                raise ValueError("a defect")
 
     alarms = [Alarm(clock, clock.now + 1) for _ in range(3)]
-    for alarm in [*alarms, Failing(clock, clock.now + 1)]:
+    failing = Failing(clock, clock.now + 1)
+    for alarm in [*alarms, failing]:
         deadlines.set(alarm)
     clock.pass_time(10)
     assert [len(alarm.rang) for alarm in alarms] == [1, 1, 1]
     [failure] = clock.failures
     assert isinstance(failure["exception"], ValueError)
+    assert len(failing.rang) == 2  # it had failed, so it rang again
+
+
+def test_the_clock_goes_on_after_a_sweep_could_not_be_scheduled(
+    clock: Clock, deadlines: Deadlines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    early, late = Alarm(clock, clock.now + 1), Alarm(clock, clock.now + 3)
+    deadlines.set(early)
+    with monkeypatch.context() as patch:
+        patch.setattr(clock, "call_at", fail)
+        with pytest.raises(MemoryError):
+            clock.pass_time(2)
+    assert early.rang == []
+    deadlines.set(late)  # as any session does soon
+    clock.pass_time(4)
+    assert (len(early.rang), len(late.rang)) == (1, 1)
 
 
 def test_an_alarm_may_be_set_again_when_it_rings(
