@@ -130,6 +130,7 @@ class BackendReader:
         if dialogue.mode is _STRICT:
             # From here on we do not know what the backend reads, so the state never changes.
             dialogue.state = _UNDECIDED
+            dialogue.odd_dot_end = 0
             dialogue.end(Reason.REPLY_OUT_OF_PLACE, replies.OUT_OF_STEP)
         else:
             self._relaxed.stop_tracking()
@@ -145,11 +146,14 @@ class BackendReader:
             # The server took the odd dot for the end, so what followed it are commands.
             dialogue.state = _COMMAND
             dialogue.note_reply(Kind.CONTENT, reply.code)
+            dialogue.milestone = len(dialogue.to_client)
             self._relaxed.read_kept_copy()
         elif dialogue.mode is _STRICT:
             own = b"" if dialogue.backend_quitting else replies.OUT_OF_STEP
             dialogue.end(Reason.REPLY_UNASKED, own)
-        elif dialogue.state is State.CONTENT and not reply.positive:
+        elif dialogue.state is State.CONTENT and reply.positive:
+            dialogue.odd_dot_end = 0
+        elif dialogue.state is State.CONTENT:
             # The server discards the rest up to the final dot, and does not reply again.
             dialogue.answered_early = True
             dialogue.mail_accepted = False

@@ -55,6 +55,7 @@ from proxyshim.errors import Reason
 from proxyshim.smtp import replies
 from proxyshim.smtp.backend_replies import BackendReader
 from proxyshim.smtp.dialogue import MAX_OWED, Dialogue, Mode, State, Transaction
+from proxyshim.smtp.final_replies import FinalReplies
 from proxyshim.smtp.passing import (
     COMMAND_START_OCTETS,
     RELAXED_COMMANDS,
@@ -91,6 +92,7 @@ class Guard:
         "_dialogue",
         "_relaxed",
         "_strict",
+        "finals",
         "refused",
         "to_backend",
         "to_client",
@@ -103,6 +105,7 @@ class Guard:
         self._relaxed = RelaxedReader(dialogue)
         self._backend = BackendReader(dialogue, self._strict, self._relaxed)
         self._client_closed = False
+        self.finals = FinalReplies(dialogue, self._relaxed)
         self.to_backend = dialogue.to_backend
         self.to_client = dialogue.to_client
         self.refused = dialogue.refused
@@ -216,6 +219,7 @@ class Guard:
             return False
         kind, dialogue.state = shortcut
         dialogue.owed.append(kind)
+        dialogue.forwarded += len(data)
         return True
 
     def from_client(self, data: bytes) -> None:
@@ -244,13 +248,15 @@ class Guard:
         """End the session at once: *reply* replaces all that are owed and will not come.
 
         If the session was ending already, our own reply that ends it is delivered instead.
+        Without a *reply*, neither is.
         """
         dialogue = self._dialogue
         own = [owed for owed in dialogue.owed if isinstance(owed, bytes)]
         dialogue.owed.clear()
+        dialogue.odd_dot_end = 0
         if dialogue.end_reason is None:
             dialogue.end(reason, reply)
-        elif own:
+        elif own and reply:
             dialogue.deliver_own(own[-1])
 
     # The backend's direction.

@@ -116,7 +116,7 @@ class StrictReader:
         if verb_of(line) in FORBIDDEN_WHILE_STRICT:
             self._end_at_verb(Reason.VERB_IN_AUTH)
             return position
-        self._dialogue.to_backend.append(line)
+        self._dialogue.forward(line)
         self._dialogue.owed.append(Kind.AUTH)
         self._dialogue.state = State.UNDECIDED
         return position + len(line)
@@ -132,13 +132,14 @@ class StrictReader:
             dialogue.unsure
             and (found := find_forbidden(data, position, end)) is not None
         ):
-            dialogue.to_backend.append(data[position:found])
+            dialogue.forward(data[position:found])
             self._end_at_verb(Reason.VERB_IN_CONTENT)
             return end
         if position < end:
-            dialogue.to_backend.append(data[position:end])
+            dialogue.forward(data[position:end])
         if dot is Dot.ODD:
             dialogue.unsure = True
+            dialogue.odd_dot_end = dialogue.forwarded
         elif dot is Dot.END:
             dialogue.end_content()
         elif too_long:
@@ -185,7 +186,7 @@ class StrictReader:
 
     def _forward(self, line: bytes, row: Verb) -> None:
         dialogue = self._dialogue
-        dialogue.to_backend.append(line)
+        dialogue.forward(line)
         dialogue.owed.append(row.kind)
         gets_one_reply = row is not UNKNOWN and is_plain(line)
         if not gets_one_reply:
