@@ -22,12 +22,12 @@ other.  tests/unit/test_architecture.py checks this, for imports of types as wel
 Where is…                                      Look in
 =============================================  ====================================================
 a v1 port with a leading zero refused          ``proxy_header/v1.py``
-an unlisted peer that sends PROXY answered     ``session/admission.py``
+an unlisted peer that sends PROXY answered     ``session/admission.py``; ``session/ending.py``
 a claim of 127.0.0.1 not believed              ``session/trust.py``
-a client's own XCLIENT stopped                 its row in ``smtp/verbs.py``; ``smtp/guard.py``
+a client's own XCLIENT stopped                 its row in ``smtp/verbs.py``; ``smtp/strict.py``
 a session relaxed                              ``smtp/backend_replies.py``
 the order greeting, EHLO, XCLIENT, greeting    ``conveyance/xclient.py``
-another conveyance added                       ``conveyance/contract.py`` and ``__init__.py``
+another conveyance added                       ``conveyance/contract.py``; CONTRIBUTING.md
 the 30 s for a PROXY header                    ``config/settings.py``; ``session/admission.py``
 what a reason leads to                         its row in ``session/ending.py``
 a field of ``session_closed``                  ``session/record.py``
@@ -35,7 +35,7 @@ TLS terminated                                 not yet; behind the contract of `
 the sockets handed to a successor              ``service/upgrade.py``
 =============================================  ====================================================
 
-docs/explanation/design.md draws the arrows and tells the life of a session.
+docs/explanation/design.md draws the arrows and describes the life of a session.
 """
 
 __version__ = "0.1.0"

@@ -79,6 +79,16 @@ class Networks:
         """Return the number of different networks."""
         return sum(len(parts) for _, parts in self._ipv4 + self._ipv6)
 
+    def single_addresses(self) -> "Networks":
+        """Return the entries that are one address each."""
+        return Networks(_only(self._ipv4, single=True), _only(self._ipv6, single=True))
+
+    def larger_networks(self) -> "Networks":
+        """Return the entries that hold more than one address."""
+        return Networks(
+            _only(self._ipv4, single=False), _only(self._ipv6, single=False)
+        )
+
     @classmethod
     def _from_parsed(cls, networks: Iterable[_Parsed]) -> Self:
         tables: dict[int, dict[int, set[int]]] = {4: {}, 6: {}}
@@ -206,6 +216,10 @@ def _parse_address_and_prefix(entry: str) -> tuple[Address, int]:
 
 def _freeze(tables: dict[int, set[int]]) -> _Tables:
     return tuple((host_bits, frozenset(parts)) for host_bits, parts in tables.items())
+
+
+def _only(tables: _Tables, *, single: bool) -> _Tables:
+    return tuple(table for table in tables if (table[0] == 0) == single)
 
 
 def _shown(entry: str) -> str:

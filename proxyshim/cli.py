@@ -1,8 +1,10 @@
 """The command line: run, check, demo."""
 
+import contextlib
+import os
 import sys
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 import uvloop
@@ -10,10 +12,12 @@ import uvloop
 from proxyshim import __version__, logs
 from proxyshim.check import examine
 from proxyshim.config import DEFAULT_PATH, Config, load
-from proxyshim.errors import ConfigError
+from proxyshim.errors import ConfigError, NotReadyError
 from proxyshim.service.daemon import Daemon
 
-EX_CONFIG: Final = 78  # sysexits.h
+# sysexits.h
+EX_TEMPFAIL: Final = 75
+EX_CONFIG: Final = 78
 DEMO_LISTEN: Final = "127.0.0.1:2525"
 
 _config_option = click.option(
@@ -28,7 +32,15 @@ _config_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Program(click.Group):
+    """Makes sure that stdin, stdout and stderr are open before anything else is opened."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        _open_standard_streams()
+        return super().main(*args, **options)
+
+
+@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="proxyshim")
 def main() -> None:
     """A PROXY-protocol-aware front door for SMTP servers."""
@@ -99,9 +111,33 @@ def _load(path: Path) -> Config:
 
 
 def _complain(error: ConfigError) -> NoReturn:
-    for line in str(error).splitlines():
-        click.echo(f"{logs.priority_prefix('error')}proxyshim: {line}", err=True)
-    sys.exit(EX_CONFIG)
+    """Print the error and exit, with the same status if it cannot be printed."""
+    prefix = f"{logs.priority_prefix('error')}proxyshim: "
+    text = "".join(f"{prefix}{line}\n" for line in str(error).splitlines())
+    # Not print(): what its buffer cannot get rid of would change the status at the exit.
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), text.encode("utf-8", "backslashreplace"))
+    sys.exit(EX_TEMPFAIL if isinstance(error, NotReadyError) else EX_CONFIG)
+
+
+def _open_standard_streams() -> None:
+    """Open on /dev/null what our parent has closed of descriptors 0, 1 and 2.
+
+    Otherwise the next descriptors that we open get these numbers: a client's socket would
+    receive what we write to stderr, and libuv aborts when it closes one.
+    """
+    for descriptor, name, mode in (
+        (0, "stdin", "r"),
+        (1, "stdout", "w"),
+        (2, "stderr", "w"),
+    ):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.set_inheritable(descriptor, True)  # for a successor
+            stream = open(descriptor, mode, errors="backslashreplace", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 async def _run_daemon(config: Config) -> None:

@@ -97,3 +97,11 @@ class BackendError(ShimError):
 
 class ConfigError(ShimError):
     """The configuration is wrong; the text names file, key, value and what was expected."""
+
+
+class NotReadyError(ConfigError):
+    """The configuration may be right, but what it names is not there, or not free, at the moment.
+
+    A reload treats it as any ConfigError.  At the start, the exit status makes the service manager
+    try again.
+    """

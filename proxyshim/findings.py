@@ -36,6 +36,29 @@ class Finding:
         return f"{self.severity:{_WIDTH}} {self.subject}: {self.text}"
 
 
+class Subject:
+    """Makes findings about one subject."""
+
+    def __init__(self, name: str) -> None:
+        """Take the *name* of the subject, as each line shows it."""
+        self._name = name
+
+    def ok(self, text: str) -> Finding:
+        return Finding(Severity.OK, self._name, text)
+
+    def note(self, text: str) -> Finding:
+        return Finding(Severity.NOTE, self._name, text)
+
+    def warning(self, text: str) -> Finding:
+        return Finding(Severity.WARNING, self._name, text)
+
+    def error(self, text: str) -> Finding:
+        return Finding(Severity.ERROR, self._name, text)
+
+    def unsafe(self, text: str) -> Finding:
+        return Finding(Severity.UNSAFE, self._name, text)
+
+
 def exit_status(findings: Iterable[Finding]) -> int:
     """Return 1 if something is unsafe or cannot work, else 0."""
     return int(any(finding.severity in _FAILING for finding in findings))

@@ -4,7 +4,6 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Self
 
 from proxyshim.addresses import Address, SocketName, read_address
@@ -53,7 +52,7 @@ class BackendAddress:
 class Dial:
     """Connects to the backend of one listener."""
 
-    __slots__ = ("_reactor", "limits", "name")
+    __slots__ = ("_known", "_reactor", "limits", "name")
 
     def __init__(
         self, reactor: Reactor, name: SocketName, limits: BackendLimits
@@ -62,6 +61,7 @@ class Dial:
         self._reactor = reactor
         self.name = name
         self.limits = limits
+        self._known = _known_addresses(name)
 
     async def connect(self) -> BackendDialogue:
         """Connect, trying each of the backend's addresses.  Raises BackendError.
@@ -72,7 +72,7 @@ class Dial:
         reactor = self._reactor
         until = reactor.time() + self.limits.connect_timeout_s
         failure = "has no address"
-        addresses = _known_addresses(self.name) or await self._resolve_until(until)
+        addresses = self._known or await self._resolve_until(until)
         for number, address in enumerate(addresses):
             share_s = (until - reactor.time()) / (len(addresses) - number)
             try:
@@ -105,7 +105,7 @@ class Dial:
     async def _resolve(self) -> Sequence[BackendAddress]:
         """Return every address of the backend.  Raises OSError."""
         loop = self._reactor.loop
-        return _known_addresses(self.name) or [
+        return self._known or [
             BackendAddress(family, socket_address)
             for family, _, _, _, socket_address in await run_in_task(
                 loop,
@@ -128,7 +128,6 @@ class Dial:
         return BackendError(Reason.BACKEND_UNREACHABLE, f"{self.name}: {failure}")
 
 
-@lru_cache
 def _known_addresses(name: SocketName) -> Sequence[BackendAddress]:
     """Return the one address of a path or an IP address; none of a host name."""
     if name.path:

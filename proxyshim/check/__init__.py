@@ -2,23 +2,23 @@
 
 - ``surroundings.py``  reads facts outside the configuration: the lines of lists, local users
 - ``setup.py``         judges listeners, lists and claims; reads nothing itself
-- ``questions.py``     asks the backend, as the shim and on behalf of clients
-- ``answers.py``       what a backend was asked, and what it answered
-- ``verdicts.py``      judges the answers; asks nothing itself
+- ``backends.py``      finds the backends to ask, and the clients in whose name to ask them
+- ``relaying.py``      asks a backend for whom it would relay, and judges the replies
 
+A conveyance asks and judges itself whether it works and is safe (``conveyance/contract.py``).
 ``proxyshim/findings.py`` has the finding, its line, the summary and the exit status.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 
-from proxyshim.check.questions import ask, find_backends
+from proxyshim.check.backends import Backend, find_backends
+from proxyshim.check.relaying import ask_to_relay, judge_relaying
 from proxyshim.check.setup import is_own_listener, judge_setup
 from proxyshim.check.surroundings import look_around
-from proxyshim.check.verdicts import judge
 from proxyshim.config import Config
-from proxyshim.findings import Finding, Severity, exit_status, summary
+from proxyshim.findings import Finding, Subject, exit_status, summary
 from proxyshim.net.reactor import Reactor
 
 
@@ -42,20 +42,25 @@ async def _examine(config: Config, reactor: Reactor, say: Callable[[str], None])
     for finding in judge_setup(config, surroundings):
         report(finding)
     for backend in await find_backends(config, reactor):
-        if is_own_listener(config, backend.name):
-            report(_own_listener(str(backend.name)))
-            continue
-        answers = await ask(backend)
-        for finding in judge(backend, answers):
+        async for finding in _examine_backend(config, backend):
             report(finding)
     say(summary(findings))
     return exit_status(findings)
 
 
-def _own_listener(backend: str) -> Finding:
-    return Finding(
-        Severity.ERROR,
-        f"backend {backend}",
-        "is one of proxyshim's own listeners: each session would open another one,"
-        " endlessly; write the address of the mail server as backend",
+async def _examine_backend(config: Config, backend: Backend) -> AsyncIterator[Finding]:
+    if is_own_listener(config, backend.name):
+        yield Subject(f"backend {backend.name}").error(
+            "is one of proxyshim's own listeners: each session would open another one,"
+            " endlessly; set backend to the address of the mail server"
+        )
+        return
+    examined = await backend.conveyance.examine(
+        backend.dial, backend.listeners, backend.clients
     )
+    for finding in examined.findings:
+        yield finding
+    if examined.remaining:
+        replies = await ask_to_relay(backend, examined.remaining)
+        for finding in judge_relaying(backend, replies):
+            yield finding

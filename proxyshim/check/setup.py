@@ -37,7 +37,8 @@ def judge_setup(config: Config, surroundings: Surroundings) -> Iterator[Finding]
         yield from _judge_wide(listener, entries)
         yield from _judge_loopback(listener, entries, surroundings.users)
         yield from _judge_unix_mode(listener)
-        yield from _judge_believed(listener)
+        yield from _judge_listed_networks(listener, entries)
+        yield from _judge_believed(listener, entries)
 
 
 def subject_of(listener: Listener) -> str:
@@ -140,16 +141,81 @@ def _judge_unix_mode(listener: Listener) -> Iterator[Finding]:
     )
 
 
-def _judge_believed(listener: Listener) -> Iterator[Finding]:
-    for entry in listener.settings.believed_claims:
-        if is_loopback(read_network(entry)):
+def _judge_listed_networks(
+    listener: Listener, entries: tuple[ListEntry, ...]
+) -> Iterator[Finding]:
+    """Report listed networks: whoever has an address in one is a proxy, and never a client."""
+    believed = tuple(map(read_network, listener.settings.believed_claims))
+    networks = [
+        entry
+        for entry in entries
+        if not _is_single(entry.network)
+        and not any(_holds(network, entry.network) for network in believed)
+    ]
+    if not networks:
+        return
+    shown = ", ".join(f"{e.network} ({e.place})" for e in networks[:MAX_SHOWN])
+    more = f" and {len(networks) - MAX_SHOWN} more" if len(networks) > MAX_SHOWN else ""
+    yield Finding(
+        Severity.NOTE,
+        subject_of(listener),
+        f"clients with an address in {shown}{more} are not believed, because a listed"
+        " address is a proxy's, and get a 421 for mail; if such clients come through a"
+        " proxy, list the addresses of the proxies singly, or write the network into"
+        " believed_claims",
+    )
+
+
+def _judge_believed(
+    listener: Listener, entries: tuple[ListEntry, ...]
+) -> Iterator[Finding]:
+    proxies = [entry for entry in entries if _is_single(entry.network)]
+    for text in listener.settings.believed_claims:
+        network = read_network(text)
+        if _is_single(network):
+            if is_loopback(network):
+                yield _believed_loopback(listener, text)
+            continue
+        not_covered = [
+            f"{proxy.network[0]} ({proxy.place})"
+            for proxy in proxies
+            if _holds(network, proxy.network)
+        ][:MAX_SHOWN]
+        if is_loopback(network):
+            not_covered.append("loopback addresses")
+        if not_covered:
             yield Finding(
-                Severity.UNSAFE,
+                Severity.WARNING,
                 subject_of(listener),
-                f'believed_claims contains "{entry}", which means this host and also'
-                " the backend's: a client with such an address in its PROXY header may"
-                " relay, and more; remove the entry",
+                f'believed_claims contains "{text}", and a network there does not make'
+                f" proxyshim believe {', '.join(not_covered)}; an address of a proxy,"
+                " of this host or of the backend is believed only if believed_claims"
+                " names it singly, which is safe only where the backend gives that"
+                " address no rights",
             )
+
+
+def _believed_loopback(listener: Listener, entry: str) -> Finding:
+    return Finding(
+        Severity.UNSAFE,
+        subject_of(listener),
+        f'believed_claims contains "{entry}", a loopback address: the backend would'
+        " treat a client with such an address in its PROXY header as a program on its own"
+        " host, which may relay, and more; remove the entry",
+    )
+
+
+def _is_single(network: Network) -> bool:
+    return network.prefixlen == network.max_prefixlen
+
+
+def _holds(network: Network, other: Network) -> bool:
+    """Return True if all of *other* is in *network*."""
+    return (
+        network.version == other.version
+        and network.prefixlen <= other.prefixlen
+        and network.overlaps(other)
+    )
 
 
 def is_loopback(network: Network) -> bool:

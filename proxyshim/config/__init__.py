@@ -3,8 +3,9 @@
 - ``settings.py``  every key, with its default, unit and meaning: the reference
 - ``values.py``    what a single value may be
 - ``explain.py``   turns pydantic's errors into our own words
+- ``files.py``     reads files, within limits
 
-This module reads the file and the lists that it names.  An error is a ConfigError that names
+This module parses the file and the lists that it names.  An error is a ConfigError that names
 the file, the key, the value and what was expected.
 """
 
@@ -20,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from proxyshim.addresses import SocketName, read_socket_name
 from proxyshim.allowlist import Allowlist, Networks
 from proxyshim.config.explain import explain
+from proxyshim.config.files import read_text
 from proxyshim.config.settings import (
     Convey,
     Dns,
@@ -30,7 +32,7 @@ from proxyshim.config.settings import (
     Metrics,
 )
 from proxyshim.config.values import is_ehlo_name
-from proxyshim.errors import ConfigError
+from proxyshim.errors import ConfigError, NotReadyError
 
 __all__ = [
     "CONVEYANCES",
@@ -93,25 +95,17 @@ def load(path: Path) -> Config:
     return Config(path, listeners, file.log, file.metrics, file.dns, file.limits)
 
 
-def read_text(path: Path) -> str:
-    """Return a file's text.  Raises ConfigError."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path}: not UTF-8: {error.reason} at byte {error.start}"
-        ) from None
-    except ValueError as error:  # a NUL in the path
-        raise ConfigError(f"{str(path)!r}: cannot be read: {error}") from None
-
-
 def _read_toml(path: Path) -> dict[str, Any]:
+    text = read_text(path)
     try:
-        return tomllib.loads(read_text(path))
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError(f"{path}: lists or tables are nested too deeply") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None
+    except ValueError as error:  # from int(), about thousands of digits
+        reason = str(error).partition(";")[0]
+        raise ConfigError(f"{path}: a number is too long: {reason}") from None
 
 
 def _validate(path: Path, data: dict[str, Any]) -> File:
@@ -147,8 +141,9 @@ def _prepare(path: Path, entry: ListenerSettings) -> Listener:
         try:
             text = read_text(hosts_path)
         except ConfigError as error:
-            key = f"haproxy_hosts = {entry.haproxy_hosts!r}"
-            raise ConfigError(f"{where}: {key}: {error}") from None
+            key = f"haproxy_hosts = {entry.haproxy_hosts!r:.200}"
+            kind = NotReadyError if isinstance(error, NotReadyError) else ConfigError
+            raise kind(f"{where}: {key}: {error}") from None
         allowlist = Allowlist.parse(text, str(hosts_path))
     return Listener(
         settings=entry,

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
+from itertools import islice
 from typing import Final
 
 from pydantic import ValidationError
@@ -32,9 +33,17 @@ _TABLES: Final[dict[str, type]] = {
 }
 
 
+# A file with thousands of mistakes is the wrong file, and should not fill the log.
+_MAX_MISTAKES: Final = 10
+_MAX_SHOWN_CHARS: Final = 200
+
+
 def explain(error: ValidationError) -> Iterator[str]:
-    """Yield one line for each mistake in the file."""
-    return map(_explain_one, _first_causes(error))
+    """Yield one line for each mistake in the file, up to ten."""
+    mistakes = _first_causes(error)
+    yield from map(_explain_one, islice(mistakes, _MAX_MISTAKES))
+    if len(mistakes) > _MAX_MISTAKES:
+        yield f"and {len(mistakes) - _MAX_MISTAKES} more mistakes"
 
 
 def _first_causes(error: ValidationError) -> list[ErrorDetails]:
@@ -55,7 +64,7 @@ def _explain_one(error: ErrorDetails) -> str:
     key = _key_at(error["loc"])
     if error["type"] in ("missing", "missing_argument"):
         return f"{key}: missing; it has no default"
-    value = f"{key} = {error['input']!r:.200}"
+    value = f"{key} = {_shown(error['input'])}"
     if error["loc"] == ("listener",) and error["type"] == "tuple_type":
         return f"{value}: expected one or more [[listener]] tables"
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
@@ -68,10 +77,23 @@ def _explain_one(error: ErrorDetails) -> str:
     return f"{value}: expected {expected.removeprefix('expected ')}"
 
 
+def _shown(value: object) -> str:
+    try:
+        return f"{value!r:.{_MAX_SHOWN_CHARS}}"
+    except RecursionError:
+        return "(nested too deeply to be shown)"
+    except ValueError:  # from int(), about thousands of digits
+        return "(a number too long to be shown)"
+
+
 def _key_at(location: Iterable[int | str]) -> str:
     key = ""
     for part in location:
-        key += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if key else part
+        if isinstance(part, int):
+            key += f"[{part + 1}]"
+        else:  # what the file has there, which may be anything
+            name = part if part.isprintable() else repr(part)
+            key += ("." if key else "") + name[:_MAX_SHOWN_CHARS]
     return key
 
 

@@ -71,11 +71,16 @@ class Limits:
 
     # Simultaneous sessions.  0 means as many as the file descriptors allow; a session takes two.
     sessions: Annotated[int, Field(strict=True, ge=0, le=1_000_000)] = 0
-    # Simultaneous sessions of one client, which is the client that the PROXY header names.  An
-    # IPv6 client is its /64.  Health checks count for their proxy.  0 means unlimited.
+    # Simultaneous sessions of one client, which is the client that the PROXY header names,
+    # believed or not.  An IPv6 client is its /64.  Health checks do not count.  0 means unlimited.
     sessions_per_client: Annotated[int, Field(strict=True, ge=0, le=1_000_000)] = 0
-    # New connections per second.  0 means unlimited.
+    # New connections per second.  Health checks do not count.  0 means unlimited.
     connections_per_s: Annotated[
+        float, Field(strict=True, ge=0, le=1_000_000, allow_inf_nan=False)
+    ] = 0.0
+    # New connections per second of one client, as for sessions_per_client.  Those over it do not
+    # count for connections_per_s, so no client can use that up.  0 means unlimited.
+    connections_per_client_per_s: Annotated[
         float, Field(strict=True, ge=0, le=1_000_000, allow_inf_nan=False)
     ] = 0.0
 
@@ -90,6 +95,9 @@ class ListenerSettings:
     bind: Binds
     # The MTA: "address:port", "name:port" or "unix:/path".
     backend: Backend
+    # For how long the start tries to open *bind* while an address is not there yet or a port is
+    # busy.  Then the process ends with 75, so that systemd starts it again.
+    bind_timeout_s: Seconds = 30.0
     # A file that lists the proxies, one address or network per line; its path is relative to
     # the configuration file.  A listed peer must send a PROXY header.  Without a file nobody is
     # listed, and PROXY support is off.
@@ -108,8 +116,9 @@ class ListenerSettings:
     # Addresses or networks that a PROXY header must not claim, in addition to those that no
     # header may claim.
     untrusted_claims: Texts = ()
-    # Addresses or networks that a PROXY header may claim although they are this host's own, the
-    # backend's, the proxy's or loopback.  Any listed proxy that claims such an address is
+    # Addresses or networks that a PROXY header may claim although they would not be believed.  A
+    # network covers only addresses of networks in *haproxy_hosts*.  An address of this host, of
+    # the backend or of a proxy has to be named singly, and any listed proxy that claims it is
     # believed.  Use with care.
     believed_claims: Texts = ()
     # The name in our own EHLO.  Empty means this host's name if it is qualified, otherwise

@@ -1,5 +1,11 @@
 """How the backend learns who the client is: one module for each way, one contract for all.
 
+- ``contract.py``           what a conveyance may assume, and what it must guarantee
+- ``xclient.py``            XCLIENT
+- ``xclient_questions.py``  what ``proxyshim check`` asks a backend about XCLIENT
+- ``xclient_verdicts.py``   what the answers mean
+- ``asking.py``             asks a backend in the name of clients, for all conveyances
+
 To add one, write a module that follows ``contract.py``, give it a row here, and add its name to
 the values of ``convey`` in the configuration.
 """

@@ -1,7 +1,7 @@
 """What a conveyance may assume, and what it must guarantee.
 
-A *conveyance* is the way in which the backend learns who the client is.  Each is one module in
-this folder and one row in ``BY_NAME``; nothing else in the program knows which of them a listener
+A *conveyance* is the way in which the backend learns who the client is.  Each has its module in
+this folder and its row in ``BY_NAME``; nothing else in the program knows which of them a listener
 uses.
 
 It may assume:
@@ -14,20 +14,27 @@ It may assume:
 It must guarantee:
 
 - **no session without an identity**: it returns a result only when the backend runs as the
-  client; in every other case it raises, and no byte of the client's has reached the backend;
-- **limits**: each step has the time limit of the Dial, so it returns or raises within their sum;
+  client; in every other case it raises, and no byte from the client has reached the backend;
+- **limits**: every wait has a time limit: the Dial's for a connection and for each reply;
 - **no leftovers**: when it raises or is cancelled, its connections are closed, and a connection on
   which something was refused is never used again;
 - **whose fault it is**: ``ClientRefused`` carries the MTA's reply for this client, to be relayed
   as it is; any other BackendError means that the client gets a 421.
+
+``proxyshim check`` calls ``examine``, so the questions and verdicts about a conveyance belong to
+it.  For whom a backend relays does not depend on the conveyance, so check asks that itself.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from ipaddress import ip_address
+from typing import Final, Protocol
 
+from proxyshim.addresses import Address
 from proxyshim.backend.dial import Dial
+from proxyshim.config import Listener
 from proxyshim.errors import BackendError, Reason
+from proxyshim.findings import Finding
 from proxyshim.identity import Identity
 from proxyshim.net.stream import Stream
 from proxyshim.smtp.replies import Reply
@@ -39,12 +46,12 @@ Warn = Callable[[str, str], None]
 
 
 async def no_names() -> Names:
-    """Return that no host names are known: what a session without a resolver uses."""
+    """Return no host names; used without a resolver."""
     return NO_NAMES
 
 
 def no_warning(event: str, detail: str) -> None:
-    """Report nothing: for a caller that looks at the result alone."""
+    """Discard the warning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +85,28 @@ class ClientRefused(BackendError):  # noqa: N818
         self.reply = reply
 
 
+# Two strangers for ``proxyshim check``: no host has these addresses (RFC 5737, RFC 3849).
+STRANGER: Final[Address] = ip_address("192.0.2.1")
+STRANGER_V6: Final[Address] = ip_address("2001:db8::1")
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """The result of an examination."""
+
+    findings: Sequence[Finding]
+    # The clients in whose name check then asks about relaying.  They do not include those that the
+    # backend refuses, because they cannot relay, and those whose failure is among the findings.
+    # There are none if no session can run.
+    remaining: Sequence[Address]
+
+
 class Conveyance(Protocol):
     """Makes the backend see the client.  Never returns a session without an identity."""
 
     @property
     def needs_names(self) -> bool:
-        """True if it tells the backend the client's host names."""
+        """True if it sends the client's host names to the backend."""
 
     async def open(
         self,
@@ -95,10 +118,20 @@ class Conveyance(Protocol):
     ) -> Relayed | HandedOff:
         """Convey *identity*.  Raises BackendError; ClientRefused for the MTA's own verdict.
 
-        *client* is for a conveyance that gives its socket away; None in a check, which has no
-        client.  *get_names* waits for the
-        client's names, within a limit of its own.
+        *client* is for a conveyance that gives its socket away.  It is None if ``proxyshim check``
+        asks, which has no client; the result is then Relayed.  *get_names* waits for the client's
+        names, and has its own time limit.
         """
 
     async def is_up(self, dial: Dial) -> bool:
         """Return True if the backend would take a client now.  Raises BackendError."""
+
+    async def examine(
+        self, dial: Dial, listeners: Sequence[Listener], clients: Sequence[Address]
+    ) -> Examined:
+        """Ask the backend, on connections of our own, whether this works and is safe.
+
+        *listeners* are those that use this conveyance and this backend.  *clients* are the two
+        strangers and addresses that a listed proxy may claim; ``asking.py`` opens sessions in
+        their name.  It does not raise BackendError, because a failure is a finding.
+        """

@@ -6,30 +6,36 @@ close it and never use it again.  Source: Postfix XCLIENT_README.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
+from proxyshim.addresses import Address
 from proxyshim.backend.dial import Dial
 from proxyshim.backend.dialogue import BackendDialogue
+from proxyshim.config import Listener
 from proxyshim.conveyance.contract import (
     ClientRefused,
+    Examined,
     GetNames,
     Relayed,
     Warn,
     no_names,
 )
+from proxyshim.conveyance.xclient_questions import ask
+from proxyshim.conveyance.xclient_verdicts import judge
 from proxyshim.errors import BackendError, Reason
 from proxyshim.identity import Identity
+from proxyshim.net.closing import close_in_background
 from proxyshim.net.stream import Stream
 from proxyshim.smtp.extensions import read_extensions
 from proxyshim.smtp.replies import Reply
 from proxyshim.smtp.xclient import Names, offers_identity, xclient_command
 
-# 554 is the MTA's verdict on the client.  Any other 5yz is about the XCLIENT command itself...
+# These replies are the MTA's verdict on the client; any other 5yz is about the XCLIENT command
+# itself.  In 550, X.7.1 is an access map's or another policy's, and X.7.25 (RFC 7372) is about a
+# client without a host name.  We match the whole enhanced code, because Dovecot answers an
+# XCLIENT that it does not take with 550 5.7.14.
 _CLIENT_REFUSAL: Final = 554
-# ...except these: X.7.1 is an access map's or another policy's, X.7.25 (RFC 7372) is about a
-# client without a host name.  The whole code counts: Dovecot answers an XCLIENT that it does not
-# take with 550 5.7.14.
 _POLICY_REFUSAL: Final = re.compile(rb"550[ -]5\.7\.(?:1|25)(?![0-9])")
 
 # After these failures the MTA waits for a command, so we can send QUIT.
@@ -58,11 +64,21 @@ class Xclient:
         warn: Warn,
     ) -> Relayed:
         """Open a connection that runs as the client; see the contract."""
+        backend = await dial.connect()
         try:
-            return await _open(dial, identity, get_names)
+            return await _introduce(backend, dial, identity, get_names)
         except NamesRefused as error:
+            backend.quit()
             warn("names_refused", error.detail)
-            return await _open(dial, identity, no_names)
+        except BaseException as error:
+            _leave(backend, error)
+            raise
+        backend = await dial.connect()
+        try:
+            return await _introduce(backend, dial, identity, no_names)
+        except BaseException as error:
+            _leave(backend, error)
+            raise
 
     async def is_up(self, dial: Dial) -> bool:
         """Return True if the backend greets us and offers an XCLIENT that conveys addresses."""
@@ -70,22 +86,25 @@ class Xclient:
         try:
             offered = await greet(backend, dial.limits.ehlo_name)
         except BaseException:
-            backend.stream.close()
+            close_in_background(backend.stream)
             raise
         backend.quit()
         return offers_identity(offered.get(b"XCLIENT"))
 
+    async def examine(
+        self, dial: Dial, listeners: Sequence[Listener], clients: Sequence[Address]
+    ) -> Examined:
+        """Ask whether the backend offers XCLIENT to us alone, and drops the right after use."""
+        answers = await ask(self, dial, clients)
+        return judge(dial.name, listeners, clients, answers)
 
-async def _open(dial: Dial, identity: Identity, get_names: GetNames) -> Relayed:
-    backend = await dial.connect()
-    try:
-        return await _introduce(backend, dial, identity, get_names)
-    except BaseException as error:
-        if isinstance(error, BackendError) and error.reason in _AT_A_COMMAND:
-            backend.quit()
-        else:
-            backend.stream.close()
-        raise
+
+def _leave(backend: BackendDialogue, error: BaseException) -> None:
+    """Close a connection that will not be used, with QUIT where the MTA waits for a command."""
+    if isinstance(error, BackendError) and error.reason in _AT_A_COMMAND:
+        backend.quit()
+    else:
+        backend.stream.close()
 
 
 async def _introduce(
@@ -96,7 +115,7 @@ async def _introduce(
     if parameters is None or not offers_identity(parameters):
         raise BackendError(
             Reason.XCLIENT_NOT_OFFERED,
-            "the EHLO reply offers no XCLIENT with ADDR: is the shim's address in the"
+            "the EHLO reply offers no XCLIENT with ADDR: is proxyshim's address in the"
             " backend's list (Postfix: smtpd_authorized_xclient_hosts)?",
         )
     names = await get_names()

@@ -7,7 +7,7 @@ import socket
 from typing import Final
 
 from proxyshim.net.connection import Connection
-from proxyshim.net.fiber import Waiter, run_in_task
+from proxyshim.net.fiber import Waiter, get_waiter, run_in_task
 from proxyshim.net.reactor import ENDED, Reactor
 
 _UNIX_RETRY_S: Final = (
@@ -39,6 +39,7 @@ async def connect_tcp(reactor: Reactor, family: int, address: object) -> Connect
     It has no time limit of its own: call it within a Limit.
     """
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    descriptor = sock.fileno()
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         error = sock.connect_ex(address)  # type: ignore[arg-type]
@@ -46,27 +47,20 @@ async def connect_tcp(reactor: Reactor, family: int, address: object) -> Connect
             return Connection(reactor, sock)
         if error != errno.EINPROGRESS:
             raise OSError(error, os.strerror(error))
-        return await _wait_for_outcome(reactor, sock)
-    except BaseException:
-        sock.close()
-        raise
-
-
-async def _wait_for_outcome(reactor: Reactor, sock: socket.socket) -> Connection:
-    waiter = reactor.get_waiter()
-    attempt = _Attempt(sock, waiter)
-    reactor.watch(sock.fileno(), attempt)
-    try:
+        waiter = get_waiter(reactor.loop)
+        attempt = _Attempt(sock, waiter)
+        reactor.watch(descriptor, attempt)
         while not attempt.events:
             await waiter.wait()
         if attempt.events & ENDED:
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error:
                 raise OSError(error, os.strerror(error))
+        return Connection(reactor, sock, events_so_far=attempt.events)
     except BaseException:
-        reactor.forget(sock.fileno())
+        reactor.forget(descriptor)
+        sock.close()
         raise
-    return Connection(reactor, sock, events_so_far=attempt.events)
 
 
 async def connect_unix(reactor: Reactor, path: str) -> Connection:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 from proxyshim.addresses import Endpoint, read_socket_address
-from proxyshim.net.fiber import Waiter
+from proxyshim.net.fiber import Waiter, get_waiter
 from proxyshim.net.reactor import ENDED, READABLE, URGENT, WRITABLE, Reactor
 
 # Each recv() allocates this many bytes and shrinks the result, so the unused part is free again
@@ -150,7 +150,7 @@ class Connection:
         while True:
             if self._readable and (data := self.receive_now()) is not None:
                 return data
-            self._waiter = waiter = self.reactor.get_waiter()
+            self._waiter = waiter = get_waiter(self.reactor.loop)
             try:
                 await waiter.wait()
             finally:
@@ -185,7 +185,7 @@ class Connection:
             self._pump()
 
     def _pump(self) -> None:
-        """Pass one read to the callback; if there is more, continue after the other sockets."""
+        """Pass one read to the callback; the rest waits until the other sockets had their turn."""
         on_data = self._on_data
         if on_data is None or self.paused:
             return

@@ -29,10 +29,10 @@ class Alarm(Protocol):
     """Something with a time limit."""
 
     at: float  # by the loop's clock; it must not change while the alarm is set
-    place: int  # its place in the wheel, which sets it; 0 while it is in none
+    place: int  # set by the wheel; 0 while the alarm is not set
 
     def expire(self) -> None:
-        """Act on the end of the time.  The alarm is no longer set when this is called."""
+        """Called when the time is over; the alarm is no longer set then."""
 
 
 class Deadlines:
@@ -59,7 +59,7 @@ class Deadlines:
         """Call ``alarm.expire`` at ``alarm.at``, or up to SWEEP_S later."""
         if not self._sweeping:
             self._start_sweeping()
-        # The first sweep at or after its time.  If its time is over, the next sweep finds it.
+        # The first sweep at or after its time.  If that is already over, the next sweep finds it.
         place = int(alarm.at * _SWEEPS_A_SECOND)
         if place < self._swept:
             place = self._swept

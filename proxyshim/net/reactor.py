@@ -8,8 +8,8 @@ kernel reports once that it became readable or writable, and its owner then work
 left.  A reset is an edge as well, and what came before it is read first.  So pausing, resuming
 and closing cost no system call.
 
-A turn has three steps.  First, each owner is notified of its socket's events.  Then the calls
-that were postponed until after that run (``call_after_events``).  Finally, every connection
+A turn has three steps.  First, each owner is notified of its socket's events.  Then the
+postponed calls run (``call_after_events``).  Finally, every connection
 flushes its pending output (``flush_later``).  So when many sessions are busy, the kernel's part
 of sending runs many times in a row, and a receiver is woken once for several packets.
 
@@ -19,6 +19,7 @@ Source: epoll(7), "Level-triggered and edge-triggered".
 import asyncio
 import select
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 from proxyshim.net.deadlines import Deadlines, Limit
@@ -60,6 +61,8 @@ class Reactor:
         self.loop = loop
         self.time = loop.time
         self.deadlines = Deadlines(loop, self._has_caught_up)
+        # ``with reactor.limit(seconds):`` raises TimeoutError when the body takes longer.
+        self.limit = partial(Limit, self.deadlines)
         self._epoll = select.epoll()
         self._watched: dict[int, Watched] = {}
         self._in_turn = False
@@ -77,12 +80,6 @@ class Reactor:
         self.deadlines.close()  # so that what lingers ends now
         self.loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
-
-    # Time.
-
-    def limit(self, seconds: float) -> Limit:
-        """Return a time limit for a ``with`` block, which raises TimeoutError."""
-        return Limit(self.deadlines, seconds)
 
     def get_waiter(self) -> Waiter:
         """Return what the calling coroutine waits with."""

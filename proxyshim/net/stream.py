@@ -1,12 +1,12 @@
 """The contract of a connection's end, as sessions see it.
 
 ``Connection`` implements it on a plain socket.  A TLS layer implements it on top of another
-stream, and a simulated network without any socket.  Sessions, conveyances and the relay use
-nothing else.
+stream, and a simulated network without any socket.  Outside this folder, code uses a stream,
+``closing.py``, ``Fiber``, ``run_in_task``, and of the reactor its time, limits and alarms.
 
 **Reading** happens in one of two ways at a time: step by step with ``receive`` and
 ``receive_now``, or by the callbacks of ``start_reading`` while bytes are pumped.  The bytes b""
-stand for the end of the stream, which is reported once.
+are the end of the stream: callbacks get it once, ``receive`` each time.
 
 **Writing** never waits.  ``send`` takes everything; what the kernel does not take is kept in
 order and counted in ``backlog_octets``, so the caller applies back pressure by not reading the
@@ -14,7 +14,8 @@ other side.  A failure to write only sets ``write_failed``, because what the oth
 it left can still be read, and its end shows there.
 
 **Replacement.**  Between two reads a session may wrap its stream in another one (STARTTLS) and
-use that from then on.  A stream never reads ahead of what it has returned, so no bytes are left
+use that from then on.  The relay keeps its streams, so the session then starts a new relay with
+the same guard.  A stream never reads ahead of what it has returned, so no bytes are left
 behind: those in the kernel belong to the new stream.
 """
 
@@ -109,7 +110,7 @@ class Stream(Protocol):
         """Close at once; see ``closing.py`` for the careful way."""
 
     def detach(self) -> socket.socket:
-        """Give the socket away: nothing of it is watched or closed here any more.
+        """Give the socket away: this stream no longer watches or closes it.
 
         Only before anything was given to ``send``, and only where the stream is a plain socket.
         """

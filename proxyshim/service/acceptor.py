@@ -16,14 +16,15 @@ from typing import Any, Final
 
 from proxyshim.addresses import Endpoint, read_socket_address
 from proxyshim.config import Limits
-from proxyshim.errors import Reason
-from proxyshim.limits import OUT_OF_DESCRIPTORS, RateLimit
+from proxyshim.errors import PeerError, Reason
+from proxyshim.limits import OUT_OF_DESCRIPTORS, ConnectionRates, client_key
 from proxyshim.metrics import Metrics
 from proxyshim.net.closing import close_gently
 from proxyshim.net.stream import Stream
 from proxyshim.service.sockets import ListeningSocket
+from proxyshim.session.ending import ALL_CLIENTS
 from proxyshim.smtp import replies
-from proxyshim.throttle import Throttle
+from proxyshim.throttle import About, Throttle
 
 _ACCEPTS_PER_WAKE_UP: Final = 64  # then the sessions that are open get their turn
 _RETRY_S: Final = 0.2  # after accept() failed because of a local shortage
@@ -207,6 +208,10 @@ class Acceptor:
             self._reserve = -1
 
 
+def _is_on_unix_socket(_: str, peer: Endpoint | None) -> bool:
+    return peer is None
+
+
 class Limiter:
     """Starts a session for each connection within the limits, and answers the others with 421."""
 
@@ -218,30 +223,36 @@ class Limiter:
         metrics: Metrics,
         throttle: Throttle,
         log: Any,
+        is_listed: Callable[[str, Endpoint | None], bool] = _is_on_unix_socket,
     ) -> None:
-        """Admit nothing before ``adopt``; *sessions* are those that are open."""
+        """Admit nothing before ``adopt``; *sessions* are those that are open.
+
+        *is_listed* returns True if a peer of a listener is a proxy.  Its session counts the
+        connection, because the client is known only after the PROXY header.
+        """
         self._start_session = start_session
         self._open_connection = open_connection
         self._sessions = sessions
         self._metrics = metrics
         self._throttle = throttle
         self._log = log
+        self._is_listed = is_listed
         self._max_sessions = 0
-        self._rate = RateLimit(0)
+        self.rates = ConnectionRates()
         self._lingering: set[asyncio.Task[None]] = set()
 
     def adopt(self, limits: Limits) -> None:
         """Apply *limits* to connections that come from now on."""
         self._max_sessions = _effective_session_limit(limits.sessions)
-        self._rate = RateLimit(limits.connections_per_s)
+        self.rates.adopt(limits.connections_per_s, limits.connections_per_client_per_s)
 
     def admit(self, listener: str, sock: socket.socket, peer: Endpoint | None) -> None:
         """Start a session for an accepted connection, or answer that there are too many."""
-        reason = self._exceeded_limit()
-        if reason is None:
+        if len(self._sessions) >= self._max_sessions:
+            self._note_shed(Reason.TOO_MANY_SESSIONS)
+        elif not self._is_too_fast(listener, peer):
             self._start_session(listener, sock, peer)
             return
-        self._note_shed(reason)
         if len(self._lingering) < _MAX_LINGERING:
             self._reply_and_linger(sock)
         else:
@@ -255,16 +266,35 @@ class Limiter:
         self._note_shed(Reason.OUT_OF_DESCRIPTORS)
         _reply_and_close(sock)
 
-    def _exceeded_limit(self) -> Reason | None:
-        if len(self._sessions) >= self._max_sessions:
-            return Reason.TOO_MANY_SESSIONS
-        if not self._rate.admits(time.monotonic()):
-            return Reason.TOO_MANY_CONNECTIONS
-        return None
+    def _is_too_fast(self, listener: str, peer: Endpoint | None) -> bool:
+        """Count a connection of a peer that is not listed; return True if it is over a rate."""
+        if not self.rates.are_limited or self._is_listed(listener, peer):
+            return False
+        assert peer is not None  # a peer on a unix socket is listed
+        client = client_key(peer.address)
+        now = time.monotonic()
+        try:
+            self.rates.check(client, now)
+        except PeerError as error:
+            if error.reason is not Reason.TOO_MANY_FROM_CLIENT:
+                self._note_shed(error.reason)
+                return True
+            self._metrics.count_refusal(error.reason)
+            if self._throttle.admits(error.reason, client, now, About.STRANGER):
+                self._log.warning(
+                    "client_limited",
+                    listener=listener,
+                    peer=str(peer),
+                    reason=error.reason,
+                    detail=error.detail,
+                )
+            return True
+        return False
 
     def _note_shed(self, reason: Reason) -> None:
         self._metrics.count_refusal(reason)
-        if self._throttle.admits(reason, "all", time.monotonic()):
+        now = time.monotonic()
+        if self._throttle.admits(reason, ALL_CLIENTS, now, About.OURSELVES):
             self._log.error(
                 "connection_shed", reason=reason, sessions=len(self._sessions)
             )

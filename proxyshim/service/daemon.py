@@ -7,18 +7,26 @@ SIGUSR2           upgrade in place: a successor accepts new connections, while t
 """
 
 import asyncio
+import contextlib
 import gc
 import signal
-from collections.abc import Callable, Coroutine
+from asyncio import FIRST_COMPLETED
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Final
 
 import structlog
 
 from proxyshim.config import Config, load
 from proxyshim.errors import ConfigError
+from proxyshim.service.off_loop import call_in_thread
 from proxyshim.service.server import Server
 from proxyshim.service.systemd import Manager
-from proxyshim.service.upgrade import Predecessor, Successor
+from proxyshim.service.upgrade import (
+    Patience,
+    Predecessor,
+    Successor,
+    ends_container,
+)
 
 # A successor that does not serve within this time is killed.
 _SUCCESSOR_READY_S: Final = 30.0
@@ -48,49 +56,88 @@ class Daemon:
         self._handed_over = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = asyncio.Event()
-        self._reloading = asyncio.Lock()
+        self._reloading: asyncio.Task[None] | None = None
+        self._reload_again = False
 
     async def run(self) -> None:
         """Serve until a signal ends the process.  Raises ConfigError if it cannot start."""
         # First of all, because a SIGHUP without a handler would end the process.
         self._handle_signals()
-        await self._server.start()
+        self._predecessor = Predecessor.find()
+        if await self._start():
+            await self._stop.wait()
+            self._report_stop()
+        await self._server.close()
+        if self._successor is not None and self._handed_over:
+            self._notify(f"MAINPID={self._successor.pid}")
+            self._successor.release()
+        elif self._successor is not None:
+            self._successor.wait()
+        self._manager.close()
+        # The loop gives its handlers up before the process ends.  A signal in between would kill
+        # the process, and its status would report a failure.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+
+    async def _start(self) -> bool:
+        """Start to serve; return False if a signal to stop came first.  Raises ConfigError."""
+        loop = asyncio.get_running_loop()
+        starting = loop.create_task(self._prepare())
+        stopping = loop.create_task(self._stop.wait())
+        await asyncio.wait((starting, stopping), return_when=FIRST_COMPLETED)
+        stopping.cancel()
+        if not starting.done():
+            starting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await starting
+            return False
+        await starting
+        self._server.serve()
         self._started.set()
         # What is loaded now stays, so the collector can ignore it.  A session leaves no garbage
         # that needs the collector (tests/integration/scripted/test_session_objects.py), so it
         # can run rarely.
         gc.freeze()
         gc.set_threshold(_OBJECTS_PER_COLLECTION)
-        self._predecessor = Predecessor.find()
         if self._predecessor is not None:
             self._predecessor.watch(self._become_main_process)
         self._notify("READY=1", self._status())
         self._send_heartbeats()
-        await self._stop.wait()
+        return True
+
+    async def _prepare(self) -> None:
+        """Do all that comes before serving.  A successor fails at once instead of waiting."""
+        unused = await self._server.prepare(waits=self._predecessor is None)
+        if self._predecessor is not None:
+            try:
+                await self._predecessor.wait_until_we_serve(unused, self._read_again)
+            except ConfigError:
+                await self._server.close()
+                raise
+
+    def _report_stop(self) -> None:
         if not self._handed_over:
             self._notify("STOPPING=1", self._status())
             if self._successor is not None:
                 self._successor.kill()
-        await self._server.close()
-        if self._successor is not None:
-            self._notify(f"MAINPID={self._successor.pid}")
-            self._successor.release()
-        self._manager.close()
-        # The loop gives its handlers up before the process ends.  A signal in between would kill
-        # the process, and its status would report a failure.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+        if self._predecessor is not None:
+            self._predecessor.report_stop()
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._start_task, self._reload)
+        loop.add_signal_handler(signal.SIGHUP, self._request_reload)
         loop.add_signal_handler(signal.SIGUSR2, self._upgrade)
+        # If our parent ignores it, we would do the same, and not learn a successor's status.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
-    def _start_task(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
+    def _start_task(
+        self, work: Callable[[], Coroutine[None, None, None]]
+    ) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     # The service manager.
 
@@ -101,8 +148,10 @@ class Daemon:
 
     def _become_main_process(self) -> None:
         """Report to the manager from now on, because the predecessor has ended."""
-        if not self._stop.is_set():
-            self._predecessor = None
+        self._predecessor = None
+        if self._stop.is_set():
+            self._notify("STOPPING=1", self._status())
+        else:
             self._report_alive()
 
     def _send_heartbeats(self) -> None:
@@ -111,8 +160,6 @@ class Daemon:
         self._report_alive()
         if self._predecessor is not None:
             self._predecessor.send_heartbeat()
-        if self._successor is not None and self._handed_over:
-            self._successor.end_if_silent(watchdog_s or _SILENT_S)
         # Twice per watchdog interval, as sd_watchdog_enabled(3) recommends.
         every_s = min(watchdog_s / 2, _HEARTBEAT_S) if watchdog_s else _HEARTBEAT_S
         asyncio.get_running_loop().call_later(every_s, self._send_heartbeats)
@@ -129,60 +176,87 @@ class Daemon:
 
     # SIGHUP.
 
+    def _request_reload(self) -> None:
+        """Reload, and let a successor do so; signals during a reload cause one more in all."""
+        if self._successor is not None:
+            self._successor.reload()
+        if self._handed_over:
+            return  # to the successor, which alone accepts connections
+        if self._reloading is None:
+            self._reloading = self._start_task(self._reload)
+        else:
+            self._reload_again = True
+
     async def _reload(self) -> None:
         await self._started.wait()
-        async with self._reloading:
-            if self._successor is not None and self._handed_over:
-                self._successor.send_signal(signal.SIGHUP)
-                return
+        self._reload_again = True
+        while self._reload_again and not self._stop.is_set():
+            self._reload_again = False
             if self._predecessor is None:
                 self._manager.notify_reloading()
-            try:
-                config = await asyncio.to_thread(load, self._config.path)
-                await self._server.reload(config)
-            except ConfigError as error:
-                self._log.error("config_rejected", detail=str(error))
-            finally:
-                self._notify("READY=1", self._status())
+            await self._read_again()
+            self._notify("READY=1", self._status())
+        self._reloading = None
+
+    async def _read_again(self) -> None:
+        """Adopt what the files say now, or log an error and change nothing."""
+        try:
+            # A thread that a dead file system holds up does not hold up a stop.
+            config = await call_in_thread(load, self._config.path)
+            await self._server.reload(config)
+        except ConfigError as error:
+            self._log.error("config_rejected", detail=str(error))
+        except Exception as error:  # noqa: BLE001 - a reload must not end without a word
+            self._log.error("config_rejected", detail=repr(error), exc_info=True)
 
     # SIGUSR2.
 
     def _upgrade(self) -> None:
         if self._predecessor is not None and self._predecessor.has_ended():
             self._become_main_process()
+        if (obstacle := self._obstacle_to_upgrade()) is not None:
+            self._log.warning("upgrade_refused", detail=obstacle)
+            return
+        watchdog_s = self._manager.watchdog_s
+        try:
+            self._successor = Successor(
+                self._server.sockets(),
+                Patience(_SUCCESSOR_READY_S, watchdog_s or _SILENT_S),
+                on_ready=self._hand_over,
+                on_stop=self._stop.set,
+                on_end=self._note_successor_end,
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is, we serve on
+            detail = error.strerror if isinstance(error, OSError) else repr(error)
+            self._log.error("upgrade_failed", detail=detail)
+            return
+        self._log.info("upgrade_started", successor=self._successor.pid)
+
+    def _obstacle_to_upgrade(self) -> str | None:
+        if ends_container():
+            return "the container ends with this process, and the successor would be killed"
         if (
             self._predecessor
             or self._successor
             or self._stop.is_set()
             or not self._started.is_set()
         ):
-            self._log.warning(
-                "upgrade_refused",
-                detail="an upgrade is in progress, or the process is starting or stopping",
-            )
-            return
-        try:
-            self._successor = Successor(
-                self._server.sockets(), self._hand_over, self._note_successor_end
-            )
-        except OSError as error:
-            self._log.error("upgrade_failed", detail=error.strerror)
-            return
-        self._log.info("upgrade_started", successor=self._successor.pid)
-        asyncio.get_running_loop().call_later(
-            _SUCCESSOR_READY_S, self._kill_unless_ready, self._successor
-        )
+            return "an upgrade is in progress, or the process is starting or stopping"
+        return None
 
-    def _kill_unless_ready(self, successor: Successor) -> None:
-        if successor is self._successor and not self._handed_over:
-            successor.kill()
-
-    def _hand_over(self) -> None:
+    def _hand_over(self, unused: Sequence[str]) -> None:
         """Leave new connections to the successor, and serve the open sessions to their end."""
         if self._successor is None or self._stop.is_set():
             return
+        try:
+            self._server.hand_over()
+            self._successor.let_serve()
+        except Exception:
+            self._successor.kill()
+            self._server.take_over()
+            raise
         self._handed_over = True
-        self._server.hand_over()
+        self._server.close_unserved(unused)
         self._log.info(
             "upgrade_handed_over",
             successor=self._successor.pid,
@@ -211,4 +285,4 @@ class Daemon:
             self._server.take_over()
             self._report_alive()
             # There may have been reloads that only the successor has seen.
-            self._start_task(self._reload)
+            self._request_reload()

@@ -5,27 +5,29 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from itertools import count
 from typing import Any
 
 import structlog
 
-from proxyshim.addresses import Address, Endpoint, read_socket_name
+from proxyshim.addresses import Address, Endpoint
 from proxyshim.backend.dial import BackendLimits, Dial
 from proxyshim.config import Config
 from proxyshim.conveyance import BY_NAME
 from proxyshim.errors import ConfigError, Reason
 from proxyshim.limits import Shares
-from proxyshim.metrics import HEARTBEAT_S, Metrics, MetricsServer
+from proxyshim.metrics import HEARTBEAT_S, Metrics
 from proxyshim.names import Resolver, ResolverSettings
 from proxyshim.net.connection import Connection
 from proxyshim.net.reactor import Reactor
 from proxyshim.service.acceptor import Acceptor, Limiter
 from proxyshim.service.agent import AgentChecks
+from proxyshim.service.metrics_port import MetricsPort
+from proxyshim.service.ports import Ports
 from proxyshim.service.sandbox import report_forbidden
-from proxyshim.service.sockets import ListeningSocket, SocketSource
+from proxyshim.service.sockets import SocketSource
 from proxyshim.session.ending import ENDINGS, Reports
 from proxyshim.session.session import Session
 from proxyshim.session.shared import Shared
@@ -48,14 +50,12 @@ class Server:
         self._shares = Shares()
         self._shared: dict[str, Shared] = {}
         self._backend_addresses: dict[str, frozenset[Address]] = {}
-        self._metrics_socket: ListeningSocket | None = None
-        self._metrics_server: MetricsServer | None = None
         self._sessions: set[Session] = set()
         self._all_ended: asyncio.Future[None] | None = None  # set while someone waits
         self._session_numbers = count(1)
         self._run_id = os.urandom(3).hex()
+        self._is_closed = True  # nothing is open
         self._started = False
-        self._handed_over = False
         self._housekeeping: asyncio.TimerHandle | None = None
         self._limiter = Limiter(
             self._start_session,
@@ -64,6 +64,7 @@ class Server:
             self.metrics,
             self._throttle,
             self._log,
+            lambda name, peer: self._shared[name].is_listed(peer),
         )
         self._smtp_acceptor = Acceptor(
             self._limiter.admit, self._limiter.turn_away, self._sessions, self._log
@@ -75,63 +76,42 @@ class Server:
             self._sessions,
             self._log,
         )
+        self._ports = Ports(
+            self._smtp_acceptor,
+            self._agent_acceptor,
+            MetricsPort(self.metrics, self._log),
+            self._log,
+        )
 
     # Start and reload.
 
     async def start(self) -> None:
-        """Open all listeners and serve.
+        """Open all listeners and serve.  Raises ConfigError."""
+        await self.prepare(waits=False)
+        self.serve()
 
-        Raises ConfigError if one cannot be opened; then none of them stays open.
+    async def prepare(self, *, waits: bool) -> list[str]:
+        """Open all listeners; return the keys of passed sockets that have no use here.
+
+        If it *waits*, it tries for ``bind_timeout_s``.  Raises ConfigError if a listener cannot be
+        opened; then nothing stays open.
         """
         self._loop = asyncio.get_running_loop()
         self._reactor = Reactor(self._loop)  # early, while descriptors are available
-        source = SocketSource()
+        self._is_closed = False
         try:
-            self._open_sockets(source)
+            source = SocketSource()
+            await self._ports.open(self._config, source, waits=waits)
+            if unused := source.close_unused():
+                self._log.warning("sockets_unused", names=unused)
+            await self._adopt(self._config)
         except ConfigError as error:
-            self._close_sockets()
-            self._reactor.close()
-            raise ConfigError(f"{self._config.path}: {error}") from None
-        if unused := source.close_unused():
-            self._log.warning("sockets_unused", names=unused)
-        await self._adopt(self._config)
-        self._started = True
-        self._log_listeners()
-        if self._metrics_socket is not None:
-            self._metrics_server = MetricsServer(
-                self._metrics_socket.sock, self.metrics
-            )
+            await self.close()
+            raise type(error)(f"{self._config.path}: {error}") from None
         report_forbidden(
             self._log, self._config, self._backend_addresses, self.sockets().values()
         )
-        self._agent_checks.note_start()
-        self._serve()
-        self._do_housekeeping()
-        self._log.info("service_ready")
-
-    def _open_sockets(self, source: SocketSource) -> None:
-        for listener in self._config.listeners:
-            name, mode = listener.settings.name, int(listener.settings.unix_mode, 8)
-            for bind in listener.binds:
-                for sock in source.open(f"listener {name}: bind", bind, mode):
-                    self._smtp_acceptor.add(name, sock)
-            if listener.agent_bind is not None:
-                owner = f"listener {name}: agent_bind"
-                for sock in source.open(owner, listener.agent_bind, mode):
-                    self._agent_acceptor.add(name, sock)
-        if self._config.metrics is not None:
-            bind = read_socket_name(self._config.metrics.bind)
-            self._metrics_socket = source.open("metrics.bind", bind, 0o600)[0]
-
-    def _log_listeners(self) -> None:
-        for listener in self._config.listeners:
-            name = listener.settings.name
-            for address in self._smtp_acceptor.addresses(name):
-                self._log.info("listener_opened", listener=name, address=address)
-            for address in self._agent_acceptor.addresses(name):
-                self._log.info("agent_opened", listener=name, address=address)
-        if self._metrics_socket is not None:
-            self._log.info("metrics_opened", address=self._metrics_socket.address)
+        return unused
 
     async def _adopt(self, config: Config) -> None:
         """Apply *config* to sessions and agent checks that begin from now on."""
@@ -155,6 +135,7 @@ class Server:
                     listener.untrusted_claims,
                     listener.believed_claims,
                     backend_addresses,
+                    listener.allowlist,
                 ),
                 dial,
                 BY_NAME[listener.settings.convey],
@@ -162,6 +143,7 @@ class Server:
                 self._resolver if listener.settings.resolve else None,
                 self._shares,
                 config.limits.sessions_per_client,
+                self._limiter.rates,
             )
             self._shared[name] = shared
             self._agent_checks.adopt(shared)
@@ -181,11 +163,7 @@ class Server:
 
     def sockets(self) -> dict[str, socket.socket]:
         """Return every listening socket by the key under which a successor looks it up."""
-        accepting = self._smtp_acceptor.sockets + self._agent_acceptor.sockets
-        found = {listening.key: listening.sock for _, listening in accepting}
-        if self._metrics_socket is not None:
-            found[self._metrics_socket.key] = self._metrics_socket.sock
-        return found
+        return self._ports.sockets()
 
     @property
     def sessions_open(self) -> int:
@@ -201,27 +179,31 @@ class Server:
 
     # Accepting.
 
-    def _serve(self) -> None:
+    def serve(self) -> None:
+        """Begin to serve."""
+        self._started = True
+        self._agent_checks.note_start()
+        self._accept()
+        self._do_housekeeping()
+        self._log.info("service_ready")
+
+    def _accept(self) -> None:
         """Accept connections from now on, or again."""
         self.metrics.ready = True
-        if self._metrics_server is not None:
-            self._metrics_server.resume()
-        self._smtp_acceptor.resume()
-        self._agent_acceptor.resume()
+        self._ports.serve()
 
     def hand_over(self) -> None:
         """Leave all new connections to a successor: clients, scrapers and agent checks."""
-        self._handed_over = True
         self.metrics.ready = False
-        self._smtp_acceptor.pause()
-        self._agent_acceptor.pause()
-        if self._metrics_server is not None:
-            self._metrics_server.pause()
+        self._ports.hand_over()
+
+    def close_unserved(self, keys: Collection[str]) -> None:
+        """Close the sockets for which a successor has no use."""
+        self._ports.close_unserved(keys)
 
     def take_over(self) -> None:
         """Undo hand_over(), because the successor has ended."""
-        self._handed_over = False
-        self._serve()
+        self._accept()
 
     def _open_connection(self, sock: socket.socket) -> Connection:
         return Connection(self._reactor, sock, may_be_readable=True)
@@ -255,10 +237,11 @@ class Server:
 
     async def close(self) -> None:
         """Stop accepting, end each session as soon as that loses no message, and close."""
+        if not self._started:
+            self._close_all()
+            return
         self.metrics.ready = False
-        self._close_listeners(self._smtp_acceptor)
-        if self._handed_over:  # otherwise agent checks are answered until the end
-            self._close_listeners(self._agent_acceptor)
+        self._ports.close_to_clients()
         self._log.info("drain_started", sessions=len(self._sessions))
         for session in list(self._sessions):
             session.drain()
@@ -267,24 +250,14 @@ class Server:
             self._housekeeping.cancel()
         _log_suppressed(self._log, self._throttle.take_counts(math.inf))
         await self._resolver.close()
-        self._close_sockets()
-        self._reactor.close()
+        self._close_all()
         self._log.info("service_stopped")
 
-    def _close_listeners(self, acceptor: Acceptor) -> None:
-        for listening in acceptor.release():
-            # The path of a unix socket stays if another process serves it: a successor, or a
-            # predecessor if we fail to start.
-            is_predecessors = listening.inherited and not self._started
-            listening.close(leave_path=self._handed_over or is_predecessors)
-
-    def _close_sockets(self) -> None:
-        self._close_listeners(self._smtp_acceptor)
-        self._close_listeners(self._agent_acceptor)
-        if self._metrics_server is not None:
-            self._metrics_server.close()
-        elif self._metrics_socket is not None:
-            self._metrics_socket.close()
+    def _close_all(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._ports.close()
+            self._reactor.close()
 
 
 def _resolver_settings(config: Config) -> ResolverSettings:

@@ -5,12 +5,13 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from ipaddress import ip_address
+from typing import Any, Final
 
 from proxyshim.addresses import SocketName, read_socket_address
-from proxyshim.errors import ConfigError
+from proxyshim.errors import ConfigError, ShimError
+from proxyshim.service.off_loop import call_in_thread
 from proxyshim.service.systemd import passed_sockets
 from proxyshim.service.upgrade import inherited_sockets
 
@@ -28,6 +29,19 @@ _HINTS: Final = {
 }
 
 
+# These errors may pass without a change of the configuration.
+_TEMPORARY: Final = frozenset(
+    {
+        errno.EADDRINUSE,
+        errno.EADDRNOTAVAIL,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
 class ListeningSocket:
     """A listening socket, and the key under which a successor will look it up."""
@@ -43,6 +57,14 @@ class ListeningSocket:
         name = self.sock.getsockname()
         return str(read_socket_address(name) or f"unix:{name}")
 
+    def listen(self) -> None:
+        """Let connections in.  Raises BindError if another process was faster."""
+        try:
+            if not self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                self.sock.listen(BACKLOG)
+        except OSError as error:
+            raise _bind_error(error) from None
+
     def close(self, *, leave_path: bool = False) -> None:
         """Close it and remove a unix socket's path.
 
@@ -54,6 +76,20 @@ class ListeningSocket:
                 os.unlink(self.unix_path)
 
 
+class BindError(ShimError):
+    """A socket could not be opened.
+
+    *is_temporary* is True if that may change without a change of the configuration: the address is
+    still tentative or on another host, the port is busy, the DNS does not answer.
+    """
+
+    def __init__(self, detail: str, *, is_temporary: bool) -> None:
+        """Keep the *detail*, which names the cause."""
+        super().__init__(detail)
+        self.detail = detail
+        self.is_temporary = is_temporary
+
+
 class SocketSource:
     """Provides listening sockets while the process starts."""
 
@@ -61,40 +97,100 @@ class SocketSource:
         """Take over the sockets that a predecessor or systemd passed to this process."""
         self._inherited = inherited_sockets()
         self._passed = passed_sockets()
+        # Our own TCP sockets, with the configuration keys to which they belong.
+        self._own: list[tuple[str, socket.socket]] = []
 
-    def open(
+    async def open(
         self, owner: str, name: SocketName, unix_mode: int
     ) -> list[ListeningSocket]:
-        """Open *name*; the result has several sockets if a socket unit passes several.
+        """Open *name*; it may have several sockets, as a host name or a socket unit has.
 
-        Raises ConfigError, which names *owner* (the configuration key), *name* and the cause.
+        New ones are bound, and ``ListeningSocket.listen`` makes them listen.  The result is empty
+        if sockets of the same *owner* (the configuration key) have all its addresses.
+
+        Raises ConfigError, which names *owner*, *name* and the cause, and BindError.
         """
+        key = f"{owner} {name}"
+        socks: list[socket.socket]
         try:
-            return list(self._open(f"{owner} {name}", name, unix_mode))
-        except (OSError, ValueError) as error:
-            text = _HINTS.get(getattr(error, "errno", None) or 0) or (
-                (error.strerror if isinstance(error, OSError) else None) or str(error)
-            )
-            raise ConfigError(f"{owner} = {str(name)!r}: {text}") from None
-
-    def _open(
-        self, key: str, name: SocketName, unix_mode: int
-    ) -> Iterator[ListeningSocket]:
-        inherited = [each for each in self._inherited if each.rpartition("#")[0] == key]
-        if inherited:
-            socks = [self._inherited.pop(each) for each in sorted(inherited)]
-        elif name.descriptor:
-            socks = self._take_passed(name.descriptor)
-        elif name.path:
-            socks = [_bind_unix(name.path, unix_mode)]
-        else:
-            socks = [_bind_tcp(name)]
-        for number, sock in enumerate(socks):
+            if inherited := self._find_inherited(key, name):
+                socks = [self._inherited.pop(each) for each in inherited]
+            elif name.descriptor:
+                socks = self._take_passed(name.descriptor)
+            elif name.path:
+                socks = [_bind_unix(name.path, unix_mode)]
+            else:
+                socks = await self._bind_tcp(owner, name)
+        except socket.gaierror as error:
+            raise BindError(str(error.strerror), is_temporary=True) from None
+        except OSError as error:
+            raise _bind_error(error) from None
+        except ValueError as error:
+            raise ConfigError(f"{owner} = {str(name)!r}: {error}") from None
+        for sock in socks:
             if sock.family != socket.AF_UNIX:
                 _set_options(sock)
-            yield ListeningSocket(
+                self._own.append((owner, sock))
+        return [
+            ListeningSocket(
                 sock, f"{key}#{number}", name.path, inherited=bool(inherited)
             )
+            for number, sock in enumerate(socks)
+        ]
+
+    def _find_inherited(self, key: str, name: SocketName) -> list[str]:
+        """Return the keys of the predecessor's sockets for *name*.
+
+        They may have had another owner, for example because the listener has a new name.  A port
+        that the kernel chose belongs to its owner.
+        """
+        keys = {each: each.rpartition("#")[0] for each in sorted(self._inherited)}
+        found = [each for each, of in keys.items() if of == key]
+        if not found and (name.path or name.descriptor or name.port):
+            found = [each for each, of in keys.items() if of.endswith(f" {name}")]
+            owners = {keys[each] for each in found}
+            found = [each for each in found if keys[each] == min(owners)]
+        return found
+
+    async def _bind_tcp(self, owner: str, name: SocketName) -> list[socket.socket]:
+        """Bind every address that *name* has.  Raises OSError and BindError."""
+        addresses = await _resolve(name)
+        socks: list[socket.socket] = []
+        lacking: OSError | None = None
+        try:
+            for family, address in addresses:
+                if self._has_covered(owner, address):
+                    continue
+                try:
+                    socks.append(_bind_one(family, address))
+                except OSError as error:
+                    # For example localhost, on a host without IPv6.
+                    if len(addresses) == 1 or not _is_lacking_for_good(error, address):
+                        raise
+                    lacking = error
+        except BaseException:
+            for sock in socks:
+                sock.close()
+            raise
+        if not socks and lacking is not None:
+            raise lacking
+        return socks
+
+    def _has_covered(self, owner: str, address: Any) -> bool:
+        """Return True if a socket of *owner* receives what comes to *address*.
+
+        Raises BindError if a socket of ours is in the way.  Without this check, the error would
+        come from listen(), and look as if it might pass.
+        """
+        is_open = [(other, sock) for other, sock in self._own if sock.fileno() >= 0]
+        for other, taken in ((other, sock.getsockname()) for other, sock in is_open):
+            if taken[1] == address[1] and _overlap(taken[0], address[0]):
+                if other == owner and (
+                    taken == address or ip_address(taken[0]).is_unspecified
+                ):
+                    return True
+                raise BindError(f"already in use by {other}", is_temporary=False)
+        return False
 
     def _take_passed(self, name: str) -> list[socket.socket]:
         """Take all sockets of that name; a unit with two ListenStream= lines passes two."""
@@ -120,21 +216,58 @@ class SocketSource:
         return sorted(unused)
 
 
-def _bind_tcp(name: SocketName) -> socket.socket:
-    family, _, _, _, address = socket.getaddrinfo(
-        name.host, name.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+async def _resolve(name: SocketName) -> list[tuple[int, Any]]:
+    """Return each address of *name* once, with its family.  Raises gaierror."""
+    try:
+        found = _get_addresses(name, socket.AI_NUMERICHOST)
+    except socket.gaierror:  # it is a host name, for which the DNS may be needed
+        found = await call_in_thread(_get_addresses, name, socket.AI_PASSIVE)
+    return list(dict.fromkeys(found))
+
+
+def _get_addresses(name: SocketName, flags: int) -> list[tuple[int, Any]]:
+    return [
+        (family, address)
+        for family, _, _, _, address in socket.getaddrinfo(
+            name.host, name.port, type=socket.SOCK_STREAM, flags=flags
+        )
+    ]
+
+
+def _bind_one(family: int, address: Any) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(address)
-        sock.listen(BACKLOG)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _is_lacking_for_good(error: OSError, address: Any) -> bool:
+    """Return True if this host has no such family, or no such loopback address.
+
+    Loopback addresses are never tentative, and never on another host.
+    """
+    if error.errno == errno.EAFNOSUPPORT:
+        return True
+    return error.errno == errno.EADDRNOTAVAIL and ip_address(address[0]).is_loopback
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Return True if sockets on the same port of both addresses exclude each other."""
+    first, second = (ip_address(each.partition("%")[0]) for each in (one, other))
+    return first.version == second.version and (
+        first == second or first.is_unspecified or second.is_unspecified
+    )
+
+
+def _bind_error(error: OSError) -> BindError:
+    detail = _HINTS.get(error.errno or 0) or error.strerror or str(error)
+    return BindError(detail, is_temporary=error.errno in _TEMPORARY)
 
 
 def _set_options(sock: socket.socket) -> None:
@@ -153,7 +286,6 @@ def _bind_unix(path: str, mode: int) -> socket.socket:
     mask = os.umask(0o777 & ~mode)
     try:
         sock.bind(path)
-        sock.listen(BACKLOG)
     except BaseException:
         sock.close()
         raise

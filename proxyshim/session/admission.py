@@ -4,8 +4,8 @@ Outcomes: an Identity; ``PeerLeft`` when nobody is left to answer; or a PeerErro
 that is malformed, late, or from a peer that is not listed.
 
 We cannot make an unlisted client wait for its greeting just because it might send PROXY.  So its
-first octets are checked as they come, until they can no longer be the start of a header: here for
-what is there already, later by the relay, through ``watch``.
+first octets are checked as they come, until they can no longer be the start of a header: we
+check here what has already arrived, and the relay checks the rest with ``watch``.
 """
 
 import contextlib
@@ -39,8 +39,8 @@ class Admission:
         self._shared = shared
         self._client = client
         self._record = record
-        self.early = b""  # received after the header, and not yet seen by the guard
-        # Of an unlisted peer, while its first octets may still be the start of a header.
+        self.early = b""  # received, and not yet seen by the guard
+        # Set for an unlisted peer while its first octets may still be the start of a header.
         self.watch: HeaderWatch | None = None
 
     async def run(self) -> Identity:

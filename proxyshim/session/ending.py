@@ -14,13 +14,13 @@ from typing import Any, Final, Literal
 import structlog
 
 from proxyshim.addresses import Endpoint
-from proxyshim.errors import BackendError, PeerError, Reason
+from proxyshim.errors import PeerError, Reason
 from proxyshim.limits import client_key
 from proxyshim.metrics import Metrics
 from proxyshim.net.stream import Stream
 from proxyshim.session.record import Outcome, SessionRecord
 from proxyshim.smtp import replies
-from proxyshim.throttle import Throttle
+from proxyshim.throttle import About, Throttle
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,10 @@ class Ending:
     """One row of the table."""
 
     outcome: Outcome
-    # What we send.  A function gets the peer's address; None: the guard has its own reply, or the
-    # MTA has given one.
+    # What we send.  A function is called with the peer's address.  None means that the guard or
+    # the MTA has replied.
     reply: bytes | Callable[[str], bytes] | None = None
-    event: str | None = None  # None: session_closed says it all
+    event: str | None = None  # None means that session_closed is enough
     level: Literal["info", "warning", "error"] = "warning"
     hint: str | None = None
     is_refusal: bool = False  # counted in proxyshim_refusals_total
@@ -56,15 +56,12 @@ def _backend(event: str = "backend_failed") -> Ending:
     )
 
 
-def _check_only() -> Ending:
-    return Ending(
-        Outcome.REFUSED,
-        event="command_refused",
-        hint="mail from a proxy that names no believable client: chained or"
-        " address-translating? See docs/runbook.md",
-        is_refusal=True,
-    )
+def _check_only(hint: str) -> Ending:
+    return Ending(Outcome.REFUSED, event="command_refused", hint=hint, is_refusal=True)
 
+
+# The source of events about a limit that applies to all clients together.
+ALL_CLIENTS: Final = "all"
 
 _COMMAND: Final = Ending(
     Outcome.REFUSED, event="command_refused", level="info", is_refusal=True
@@ -89,8 +86,16 @@ ENDINGS: Final[Mapping[Reason, Ending]] = MappingProxyType(
         Reason.HEADER_BAD_CHECKSUM: _header(),
         Reason.HEADER_FORBIDDEN: _header(replies.header_forbidden),
         # Who the client is: commands that a check-only session must not send.
-        Reason.NO_CLIENT_ADDRESS: _check_only(),
-        Reason.CLAIM_NOT_BELIEVED: _check_only(),
+        Reason.NO_CLIENT_ADDRESS: _check_only(
+            "mail from a proxy that names no client: chained? See docs/runbook.md"
+        ),
+        Reason.CLAIM_NOT_BELIEVED: _check_only(
+            "mail from a proxy that names no believable client: chained or"
+            " address-translating? If haproxy_hosts holds the claimed address: let the"
+            " outer proxy send a PROXY header (send-proxy), list the proxies singly"
+            " instead of their network, or, if clients really share that network, write"
+            " it into believed_claims. See docs/runbook.md"
+        ),
         # The SMTP dialogue.  The guard answers; most of these do not end a session.
         Reason.XCLIENT_INJECTED: _COMMAND,
         Reason.XFORWARD_INJECTED: _COMMAND,
@@ -151,7 +156,7 @@ class Reports:
     metrics: Metrics
     throttle: Throttle = field(default_factory=Throttle)
     log: Any = field(default_factory=structlog.get_logger().bind)
-    # How the backend has failed since it last served a session.
+    # How the backend has failed since it last served a session, as far as that was logged.
     failing: set[Reason] = field(default_factory=set)
     _warned: set[str] = field(default_factory=set)
 
@@ -161,8 +166,8 @@ class Reports:
         """Record that we refuse the peer; return our reply."""
         self._end(record, error.reason, error.detail)
         record.refused += (error.reason,)
-        source = _source_of(record, error.reason)
-        if self.throttle.admits(error.reason, source, time.monotonic()):
+        source, about = self._source_of(record, error.reason)
+        if self.throttle.admits(error.reason, source, time.monotonic(), about):
             self._write(record, error.reason, detail=error.detail, **record.claim())
         else:
             record.is_quiet = True
@@ -173,18 +178,22 @@ class Reports:
     ) -> bytes:
         """Record that the backend failed the session; return our reply."""
         self._end(record, reason, detail)
-        self.failing.add(reason)
-        if self.throttle.admits(reason, self.listener, time.monotonic()):
+        now = time.monotonic()
+        if self.throttle.admits(reason, self.listener, now, About.OURSELVES):
+            self.failing.add(reason)
             detail = detail or "closed in the middle of a session"
             self._write(record, reason, backend=self.backend, detail=detail)
         return reply_for(reason, record.peer)
 
     def relay_ended(
-        self, record: SessionRecord, reason: Reason, failure: BackendError | None
+        self, record: SessionRecord, reason: Reason, detail: str | None
     ) -> None:
-        """Record that the guard ended the relay for *reason*; it has sent the reply."""
+        """Record that the guard ended the relay for *reason*; it has sent the reply.
+
+        *detail* is what was wrong with the backend, if anything was.
+        """
         if ENDINGS[reason].is_backend_failure:
-            self.backend_failed(record, reason, failure.detail if failure else None)
+            self.backend_failed(record, reason, detail)
             record.detail = None
         else:
             self._end(record, reason, record.detail)
@@ -216,19 +225,15 @@ class Reports:
         if reason in record.refused:
             return
         record.refused += (reason,)
-        if record.is_check:
+        if ENDINGS[reason].hint is not None:
             self._write(record, reason, **record.claim())
         elif record.client is not None:
             self._write(record, reason, client=str(record.client))
         else:
             self._write(record, reason)
 
-    def backend_served(self, record: SessionRecord) -> None:
-        """Note that the backend took a client: if it was failing, it has recovered."""
-        if not self.failing:
-            return
-        for reason in self.failing:
-            self.throttle.forget(reason, self.listener)
+    def backend_recovered(self, record: SessionRecord) -> None:
+        """Note that the backend, which was failing, took a client."""
         self.failing.clear()
         self._bound(record).info("backend_recovered", backend=self.backend)
 
@@ -244,7 +249,7 @@ class Reports:
 
     def defect(self, record: SessionRecord, error: BaseException) -> None:
         """Record that the session ended with an exception that nobody expected."""
-        self._end(record, Reason.INTERNAL_ERROR, None)
+        self._end(record, Reason.INTERNAL_ERROR, record.detail)
         self._bound(record).error("session_failed", exc_info=error)
 
     # The last line.
@@ -268,23 +273,29 @@ class Reports:
         else:
             self.log.info("session_closed", **story)
 
+    def _source_of(self, record: SessionRecord, reason: Reason) -> tuple[str, About]:
+        """Return whose log lines are limited together, and in which table."""
+        if reason is Reason.TOO_MANY_CONNECTIONS:
+            return ALL_CLIENTS, About.OURSELVES
+        if reason is Reason.TOO_MANY_FROM_CLIENT and record.share is not None:
+            return record.share, About.STRANGER
+        source = client_key(record.peer.address) if record.peer else "unix"
+        is_stranger = reason is Reason.HEADER_FORBIDDEN
+        return source, About.STRANGER if is_stranger else About.PROXY
+
     def _bound(self, record: SessionRecord) -> Any:
         return self.log.bind(**record.bindings())
 
-    def _write(self, record: SessionRecord, reason: Reason, **details: str) -> None:
+    def _write(
+        self, record: SessionRecord, reason: Reason, **details: str | int
+    ) -> None:
         """Write the event of the reason's row."""
         ending = ENDINGS[reason]
         if ending.event is None:
             return
         if ending.hint is not None:
             details["hint"] = ending.hint
+        if ending is _SHED:
+            details["sessions"] = self.metrics.sessions_open
         log = getattr(self._bound(record), ending.level)
         log(ending.event, reason=reason, **details)
-
-
-def _source_of(record: SessionRecord, reason: Reason) -> str:
-    """Return whose log lines are limited together."""
-    source = record.peer
-    if reason is Reason.TOO_MANY_FROM_CLIENT and record.identity is not None:
-        source = record.identity.client
-    return client_key(source.address) if source else "unix"

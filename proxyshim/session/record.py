@@ -39,7 +39,6 @@ class Outcome(StrEnum):
     FAILED = "failed"  # a defect in this program
 
 
-_OFTEN_UNKNOWN: Final = ("client", "reason", "detail", "backend_port")
 _MODE_NAMES: Final = {mode: mode.name.lower() for mode in Mode}
 
 
@@ -61,6 +60,7 @@ class SessionRecord:
         "phase",
         "reason",
         "refused",
+        "share",
     )
 
     def __init__(self, number: str, listener: str, peer: Endpoint | None) -> None:
@@ -75,12 +75,14 @@ class SessionRecord:
         self.outcome = Outcome.FAILED
         self.reason: Reason | None = None
         self.detail: str | None = None
-        # Reasons that were counted already: of the end, and of refused commands.
+        # Reasons of refusals that were counted before the end.
         self.refused: tuple[Reason, ...] = ()
         # True if a similar event was logged within the last minute: then log this one at debug.
         self.is_quiet = False
         self.backend_port: int | None = None
         self.guard: Guard | None = None
+        # Whom it counts for, where clients are limited; see shares.py.
+        self.share: str | None = None
 
     @property
     def age_s(self) -> float:
@@ -99,7 +101,7 @@ class SessionRecord:
             return None
         return self.identity.client
 
-    def bindings(self) -> dict[str, str]:
+    def bindings(self) -> dict[str, Any]:
         """Return what each log line of the session has."""
         return {
             "session": self._number,
@@ -114,22 +116,20 @@ class SessionRecord:
 
     def story(self, client: Stream, duration_s: float) -> dict[str, Any]:
         """Return the fields of ``session_closed``, without those that are unknown."""
-        conveyed = self.client
-        story: dict[str, Any] = {
-            **self.bindings(),
-            "client": str(conveyed) if conveyed else None,
-            "phase": self.phase,
-            "outcome": self.outcome,
-            "reason": self.reason,
-            "detail": self.detail,
-            "duration_s": round(duration_s, 3),
-            "octets_in": client.octets_received,
-            "octets_out": client.octets_sent,
-            "backend_port": self.backend_port,
-        }
-        for key in _OFTEN_UNKNOWN:
-            if story[key] is None:
-                del story[key]
+        story: dict[str, Any] = self.bindings()
+        if (conveyed := self.client) is not None:
+            story["client"] = str(conveyed)
+        story["phase"] = self.phase
+        story["outcome"] = self.outcome
+        if self.reason is not None:
+            story["reason"] = self.reason
+        if self.detail is not None:
+            story["detail"] = self.detail
+        story["duration_s"] = round(duration_s, 3)
+        story["octets_in"] = client.octets_received
+        story["octets_out"] = client.octets_sent
+        if self.backend_port is not None:
+            story["backend_port"] = self.backend_port
         header, guard = self.header, self.guard
         if header is not None:
             story["header"] = f"v{header.version} {header.command}"

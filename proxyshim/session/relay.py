@@ -4,7 +4,7 @@ It uses callbacks, because speed is decided here: what one packet brought goes o
 turn of the reactor, with no task, future or timer in between.  Most packets are one command or
 one reply, are forwarded unchanged, and change nothing but the guard's state; the guard takes
 those in one call (``pass_command``, ``pass_reply``).  Only the others go the long way.  ``run``
-waits for the end and returns which it was; the session closes the connections.
+waits for the end and returns how it ended; the session closes the connections.
 
 At a drain's deadline the relay takes nothing more from the client, and drops what the backend's
 socket has not taken.  From then on it only delivers the replies up to the last final one.
@@ -46,6 +46,7 @@ class Relay:
 
     __slots__ = (
         "_backend",
+        "_backend_reset",
         "_client",
         "_client_ended",
         "_clock",
@@ -88,12 +89,13 @@ class Relay:
         self._defect: Exception | None = None  # raised by our own code in a callback
         self._waiter = client.reactor.get_waiter()
         self._client_ended = False
+        self._backend_reset = False
         self._is_deaf = False  # takes nothing more from the client
         self._final_octets = 0  # where in the client's output the last final reply ends
         self._clock = RelayClock(limits, client.reactor.time())
         self._watch: HeaderWatch | None = None
         self._on_forbidden = on_forbidden
-        self.at = 0.0  # as an alarm of the timer wheel
+        self.at = 0.0  # see net/deadlines.py, Alarm
         self.place = 0
         self.failure: BackendError | None = None  # what was wrong with the backend
         self.cut_in: str | None = None  # the state of the transaction that a drain cut
@@ -209,7 +211,8 @@ class Relay:
     def _read_backend_slowly(self, data: bytes) -> None:
         """Take more, or less, than one ordinary reply; b"" is the end."""
         if not data:
-            self._guard.backend_closed()
+            by_reset = self._backend_reset or self._backend.write_failed
+            self._guard.backend_closed(by_reset=by_reset)
             self._flush()
             self._end(End.BACKEND_CLOSED)
             return
@@ -226,6 +229,7 @@ class Relay:
         self._flush()
 
     def _lose_backend(self, _: OSError) -> None:
+        self._backend_reset = True
         self._read_backend(b"")
 
     def _note_backend_backlog(self) -> None:
@@ -258,6 +262,7 @@ class Relay:
         if guard.finished:
             self._end(End.GUARD)
         elif self._client_ended and self._clock.has_quit:
+            guard.backend_closed()
             self._end(End.BACKEND_QUIT)
         else:
             if guard.end_reason is not None and self._clock.note_ending(
@@ -314,7 +319,8 @@ class Relay:
         self._backend.pause_reading()
         if self._ended is None:
             self._ended = end
-            # Not from here: the session closes the stream whose callback this may be.
+            # Do not wake the session here: it would close the stream whose callback may be
+            # running.
             self._reactor.call_after_events(self._waiter.wake)
 
     def _fail(self, error: Exception) -> None:
@@ -345,6 +351,8 @@ class Relay:
             if decision is None:
                 self._set_alarm()
             elif decision.reason is None:
+                self._guard.backend_closed()
+                self._flush()
                 self._end(End.BACKEND_QUIT)
             else:
                 self.cut_in = decision.cut_in
@@ -355,7 +363,7 @@ class Relay:
             self._fail(error)
 
     def drain(self) -> None:
-        """End the session as soon as no message can be cut, duplicated or lost by it."""
+        """End the session as soon as that can no longer cut, duplicate or lose a message."""
         if not self._clock.is_draining and self._ended is None:
             self._clock.start_drain(self._reactor.time())
             self._end_if_harmless()

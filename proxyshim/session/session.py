@@ -1,11 +1,12 @@
 """One session: admit, convey, relay, close.
 
-Each phase has one time limit and one way out, and each end has one outcome, one reply and one log
+Every wait has a time limit, and each end has one outcome, one reply and one log
 line (``ending.py``).  No path leads from a failure to a relay: a client that was not admitted, or
 whose identity the backend did not take, gets a 421 or the MTA's own reply, and nothing else.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -19,7 +20,6 @@ from proxyshim.conveyance.contract import (
 )
 from proxyshim.errors import BackendError, PeerError, Reason
 from proxyshim.identity import Identity
-from proxyshim.limits import client_key
 from proxyshim.net.closing import close_gently, close_in_background
 from proxyshim.net.fiber import Fiber
 from proxyshim.net.stream import Stream
@@ -27,12 +27,19 @@ from proxyshim.session.admission import Admission, PeerLeft
 from proxyshim.session.record import Outcome, Phase, SessionRecord
 from proxyshim.session.relay import End, Relay
 from proxyshim.session.shared import Shared
+from proxyshim.session.shares import (
+    LINGERING,
+    MAX_LINGERING,
+    OVER_A_LIMIT,
+    share_of,
+)
 from proxyshim.session.timing import RelayLimits
 from proxyshim.smtp import replies
 from proxyshim.smtp.guard import Guard, Rules
 from proxyshim.smtp.verbs import Refusal
 
-# What a check-only session gets for every command but the five.
+# What a check-only session gets for every command that is not allowed in one; a command that no
+# client may send, such as XCLIENT, is refused as always.
 _CHECK_ONLY: Final = {
     Reason.NO_CLIENT_ADDRESS: Refusal(
         replies.NO_CLIENT_ADDRESS, Reason.NO_CLIENT_ADDRESS, ends=True
@@ -83,7 +90,7 @@ class Session:
         self._fiber.wake()
 
     def drain(self) -> None:
-        """End as soon as no message is harmed by it."""
+        """End the session as soon as that can no longer cut, duplicate or lose a message."""
         if self._draining:
             return
         self._draining = True
@@ -123,13 +130,17 @@ class Session:
         """Go through the phases; return what is still to be sent to the client."""
         record, reports = self._record, self._shared.reports
         try:
-            identity = await self._admit()
+            self._admission = Admission(self._shared, self._client, record)
+            record.identity = identity = await self._admission.run()
+            if self._shared.are_clients_limited:
+                self._count_for_client(identity)
             record.phase = Phase.OPEN
             match await self._convey(identity):
                 case Relayed() as backend:
                     self._backend = backend.stream
                     record.phase = Phase.RELAY
-                    reports.backend_served(record)
+                    if reports.failing:
+                        reports.backend_recovered(record)
                     self._relay = self._begin_relay(identity, backend)
                     # Early data is passed on by now, and not kept for the session's life.
                     del backend
@@ -152,26 +163,24 @@ class Session:
                 raise
             return reports.ended(record, Reason.SHUTDOWN)
 
-    # Admit: who is the client?
-
-    async def _admit(self) -> Identity:
-        self._admission = Admission(self._shared, self._client, self._record)
-        identity = await self._admission.run()
-        self._record.identity = identity
-        self._take_share(identity)
-        return identity
-
-    def _take_share(self, identity: Identity) -> None:
-        """Count the session for its client; a health check counts for its proxy."""
-        limit = self._shared.sessions_per_client
-        if not limit or identity.client is None:
+    def _count_for_client(self, identity: Identity) -> None:
+        """Count the session for its client.  Raises PeerError if that is over a limit."""
+        shared, record = self._shared, self._record
+        share = share_of(identity, record.header, record.peer)
+        if share is None:
             return
-        key = client_key(identity.client.address)
-        if not self._shared.shares.take(key, limit):
+        record.share = share
+        if record.header is not None:
+            # An unlisted peer was counted when it was accepted.
+            shared.rates.check(share, time.monotonic())
+        limit = shared.sessions_per_client
+        if not limit:
+            return
+        if not shared.shares.take(share, limit):
             raise PeerError(
                 Reason.TOO_MANY_FROM_CLIENT, f"more than {limit} sessions of one client"
             )
-        self._share = key
+        self._share = share
 
     # Convey: the backend learns who the client is.
 
@@ -257,11 +266,12 @@ class Session:
         guard = record.guard
         assert guard is not None
         self._backend_closed = end is End.BACKEND_CLOSED
-        if guard.end_reason is not None:
-            reports.relay_ended(record, guard.end_reason, relay.failure)
-            if relay.cut_in is not None:
-                record.outcome = Outcome.CUT
-                record.detail = f"drain_timeout_s expired during: {relay.cut_in}"
+        if relay.cut_in is not None:
+            record.outcome, record.reason = Outcome.CUT, guard.end_reason
+            record.detail = f"drain_timeout_s expired during: {relay.cut_in}"
+        elif guard.end_reason is not None:
+            detail = relay.failure.detail if relay.failure else guard.farewell
+            reports.relay_ended(record, guard.end_reason, detail)
         elif record.is_check:
             record.outcome = Outcome.CHECKED
         elif end is End.CLIENT_LOST:
@@ -272,17 +282,31 @@ class Session:
             reports.warn_once(
                 record,
                 "xforward_offered",
-                "clients could forge log fields inside TLS; add to the backend's service"
-                " in master.cf: -o smtpd_authorized_xforward_hosts=",
+                "proxyshim may still use XFORWARD, so clients could forge what is logged:"
+                " sessions stay strict, without STARTTLS; add to the backend's service in"
+                " master.cf: -o smtpd_authorized_xforward_hosts=",
             )
 
     # Close: both sides read our last reply.
 
     async def _close(self, farewell: bytes) -> None:
         self._client.send(farewell)
+        if self._record.reason in OVER_A_LIMIT and not self._may_linger():
+            self._client.flush()
+            return
         self._quit_backend()
         final_octets = self._relay.final_octets if self._relay is not None else 0
         await close_gently(self._client, final_octets=final_octets)
+
+    def _may_linger(self) -> bool:
+        """Return True if a client over a limit may still wait for a careful close.
+
+        Otherwise a flood that we refuse would fill ``sessions`` all the same.
+        """
+        if not self._shared.shares.take(LINGERING, MAX_LINGERING):
+            return False
+        self._share = LINGERING
+        return True
 
     def _quit_backend(self) -> None:
         if self._backend is not None:

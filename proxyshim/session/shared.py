@@ -6,7 +6,7 @@ from proxyshim.addresses import Endpoint
 from proxyshim.backend.dial import Dial
 from proxyshim.config import Listener
 from proxyshim.conveyance.contract import Conveyance
-from proxyshim.limits import Shares
+from proxyshim.limits import ConnectionRates, Shares
 from proxyshim.names import Resolver
 from proxyshim.session.ending import Reports
 from proxyshim.session.trust import Trust
@@ -24,6 +24,12 @@ class Shared:
     resolver: Resolver | None = None  # None: names are not looked up
     shares: Shares = field(default_factory=Shares)
     sessions_per_client: int = 0  # 0 means unlimited
+    rates: ConnectionRates = field(default_factory=ConnectionRates)
+
+    @property
+    def are_clients_limited(self) -> bool:
+        """Return True if sessions have to be counted for their clients."""
+        return self.sessions_per_client > 0 or self.rates.are_limited
 
     def is_listed(self, peer: Endpoint | None) -> bool:
         """Return True if *peer* is a proxy; on a unix socket the file's mode has decided it."""

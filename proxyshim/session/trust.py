@@ -1,9 +1,9 @@
 """Trust: is the client that a PROXY header claims believed?  The only place that decides it.
 
 A listed proxy may claim any client but those that would give it more rights than a stranger has:
-loopback, this host, the backend, the proxy itself.  A claim that is not believed makes the session
-check-only: it runs as the proxy, and only the five commands of a health check pass
-(docs/explanation/security.md).
+loopback, this host, the backend, the proxy itself, and any other proxy.  A claim that is not
+believed makes the session check-only: it runs as the proxy, and only the five commands of a health
+check pass (docs/explanation/security.md).
 """
 
 from collections.abc import Callable
@@ -23,38 +23,61 @@ Believes = Callable[[Address, Endpoint | None], bool]
 class Trust:
     """The rule of one listener.
 
-    *untrusted* and *believed* are its ``untrusted_claims`` and ``believed_claims``;
-    *backend_addresses* are the IP addresses of its backend.
+    *untrusted* and *believed* are its ``untrusted_claims`` and ``believed_claims``; *listed* is
+    its ``haproxy_hosts``; *backend_addresses* are the IP addresses of its backend.
     """
 
-    __slots__ = ("_backend_addresses", "_believed", "_untrusted")
+    __slots__ = (
+        "_backend_addresses",
+        "_believed_networks",
+        "_believed_singly",
+        "_listed_networks",
+        "_listed_singly",
+        "_untrusted",
+    )
 
     def __init__(
         self,
         untrusted: Networks,
         believed: Networks,
         backend_addresses: frozenset[Address],
+        listed: Networks,
     ) -> None:
-        """Take the three sets of addresses; this host's own are asked of the kernel."""
+        """Take the four sets of addresses; we ask the kernel for this host's own."""
         self._untrusted = untrusted
-        self._believed = believed
+        self._believed_singly = believed.single_addresses()
+        self._believed_networks = believed.larger_networks()
         self._backend_addresses = backend_addresses
+        self._listed_singly = listed.single_addresses()
+        self._listed_networks = listed.larger_networks()
 
     def believes(self, claimed: Address, proxy: Endpoint | None) -> bool:
         """Return True if a header from *proxy* may name *claimed* as the client.
 
         *claimed* is folded; *proxy* is None on a unix socket.
+
+        No proxy is ever a client: behind an outer proxy that sends no header, every stranger
+        appears with that proxy's address, and the MTA lets proxies relay.  ``believed_claims``
+        overrides each rule for an address that it names singly.  A network in it overrides only
+        one rule: that addresses of a listed network are not believed, for sites whose clients
+        share that network.  It may hold loopback, this host, the backend or a proxy by accident.
         """
         if claimed in self._untrusted:
             return False
-        if claimed in self._believed:
+        if claimed in self._believed_singly:
             return True
-        return (
-            is_unicast(claimed)
-            and claimed not in self._backend_addresses
-            and (proxy is None or claimed != proxy.address)
-            and not is_local(claimed)
-        )
+        if (
+            not is_unicast(claimed)
+            or claimed in self._backend_addresses
+            or claimed in self._listed_singly
+            or (proxy is not None and claimed == proxy.address)
+            or (
+                claimed in self._listed_networks
+                and claimed not in self._believed_networks
+            )
+        ):
+            return False
+        return not is_local(claimed)
 
 
 def identify_peer(peer: Endpoint | None, local: Endpoint | None) -> Identity:

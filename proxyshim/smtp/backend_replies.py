@@ -10,6 +10,7 @@ from proxyshim.errors import Reason
 from proxyshim.smtp import replies
 from proxyshim.smtp.dialogue import Dialogue, Mode, State
 from proxyshim.smtp.extensions import hide, read_keywords
+from proxyshim.smtp.hang_up import read_farewell
 from proxyshim.smtp.relaxed import RelaxedReader
 from proxyshim.smtp.replies import Reply, ReplyParser
 from proxyshim.smtp.strict import StrictReader
@@ -82,6 +83,8 @@ class BackendReader:
         kind = dialogue.owed.pop(0)
         assert isinstance(kind, Kind)  # our own are delivered as soon as they are first
         dialogue.note_reply(kind, reply.code)
+        if reply.code == 421:
+            dialogue.farewell = read_farewell(reply, client_has_spoken=True)
         if kind is _EHLO and reply.code == 250:
             self._read_offer(reply)
         else:
@@ -99,7 +102,7 @@ class BackendReader:
         dialogue = self._dialogue
         was_relaxed = dialogue.mode is _RELAXED
         offered = self.extensions = read_keywords(reply)
-        if b"XCLIENT" in offered:
+        if not _RIGHTS.isdisjoint(offered):
             dialogue.mode = _STRICT
         elif offered and not dialogue.unsure and not self._strict.is_check_only:
             dialogue.mode = _RELAXED
@@ -138,6 +141,9 @@ class BackendReader:
     def _read_unsolicited(self, reply: Reply) -> None:
         """Deliver a reply that, by our count, answers no command."""
         dialogue = self._dialogue
+        if reply.code == 421:
+            has_spoken = dialogue.last_code != 0 or bool(dialogue.held)
+            dialogue.farewell = read_farewell(reply, client_has_spoken=has_spoken)
         dialogue.note_reply(None, reply.code)
         dialogue.to_client.append(reply.raw)
         if reply.code in _ONLY_AFTER:
@@ -148,6 +154,10 @@ class BackendReader:
             dialogue.note_reply(Kind.CONTENT, reply.code)
             dialogue.milestone = len(dialogue.to_client)
             self._relaxed.read_kept_copy()
+        elif dialogue.mode is _STRICT and dialogue.farewell is not None:
+            dialogue.end(dialogue.farewell.reason)
+        elif dialogue.mode is _STRICT and reply.code >= 500 and not dialogue.unsure:
+            dialogue.end(Reason.CLIENT_REFUSED)  # it is about to hang up
         elif dialogue.mode is _STRICT:
             own = b"" if dialogue.backend_quitting else replies.OUT_OF_STEP
             dialogue.end(Reason.REPLY_UNASKED, own)
@@ -162,6 +172,10 @@ class BackendReader:
 # Each of these codes changes how the backend reads what follows, and has one command that it
 # can answer.
 _ONLY_AFTER: Final = {220: Kind.STARTTLS, 334: Kind.AUTH, 354: Kind.DATA}
+
+# Rights of our own address, which the client must not use.  XFORWARD forges the client in the
+# backend's log and in what its filters see.
+_RIGHTS: Final = frozenset({b"XCLIENT", b"XFORWARD"})
 
 # Global names, because attributes of an Enum are slow to look up in Python 3.11.
 _STRICT: Final = Mode.STRICT

@@ -12,6 +12,7 @@ from typing import Final
 
 from proxyshim.errors import Reason
 from proxyshim.smtp.content import ContentScanner
+from proxyshim.smtp.hang_up import Farewell
 from proxyshim.smtp.verbs import Kind, Refusal
 
 MAX_OWED: Final = 1_000  # replies; at this bound we stop reading the client
@@ -54,6 +55,7 @@ class Dialogue:
         "answered_early",
         "backend_quitting",
         "end_reason",
+        "farewell",
         "final_ends",
         "forwarded",
         "held",
@@ -64,6 +66,7 @@ class Dialogue:
         "mode",
         "odd_dot_end",
         "owed",
+        "owed_after_5xx",
         "refused",
         "scanner",
         "state",
@@ -88,6 +91,11 @@ class Dialogue:
         self.backend_quitting = False
         self.held = b""  # from the client, and not allowed to pass yet
         self.unsure = False  # see the argument in guard.py, step 3
+        # The backend's 421, once it has sent one.
+        self.farewell: Farewell | None = None
+        # How many replies were owed when the backend's last one, a 5xx, had come; -1 after any
+        # other reply.
+        self.owed_after_5xx = -1
         # The backend has already answered the current content, before its end.
         self.answered_early = False
         self.mail_accepted = False
@@ -171,6 +179,7 @@ class Dialogue:
         A *kind* of None is a reply to nothing that the client sent.
         """
         self.last_code = code
+        self.owed_after_5xx = len(self.owed) if code >= 500 else -1
         if code in _QUITTING_CODES:
             self.backend_quitting = True
             self.milestone = self.milestone or 0
@@ -185,6 +194,18 @@ class Dialogue:
         elif positive and kind in _RESETTING:
             self.mail_accepted = False
 
+    @property
+    def is_judged(self) -> bool:
+        """Return True if the backend's last word was a 5xx, and it has no other command to read.
+
+        If it hangs up now, that was its judgement of the client.  A QUIT does not count, because
+        it is how a client answers such a 5xx.
+        """
+        if self.owed_after_5xx < 0:
+            return False
+        since = self.owed[self.owed_after_5xx :]
+        return all(owed is _QUIT or isinstance(owed, bytes) for owed in since)
+
     def answer(self, reply: bytes) -> None:
         """Queue our own *reply*, or deliver it if no other reply is owed or possible."""
         if self.odd_dot_end and not self.owed:
@@ -195,9 +216,10 @@ class Dialogue:
             self.deliver_own(reply)
 
     def deliver_own(self, reply: bytes) -> None:
-        """Deliver our own *reply* now."""
-        self.to_client.append(reply)
-        self.last_code = int(reply[:3])
+        """Deliver our own *reply* now; but nothing of ours follows the backend's last one."""
+        if not self.backend_quitting:
+            self.to_client.append(reply)
+            self.last_code = int(reply[:3])
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer a command that is not forwarded."""
@@ -223,6 +245,7 @@ _COMMAND: Final = State.COMMAND
 _UNDECIDED: Final = State.UNDECIDED
 _MAIL: Final = Kind.MAIL
 _CONTENT: Final = Kind.CONTENT
+_QUIT: Final = Kind.QUIT
 
 # What a final reply answers.
 FINAL_KINDS: Final = (Kind.CONTENT, Kind.BDAT_LAST)

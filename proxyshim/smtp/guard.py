@@ -11,8 +11,9 @@ stop XFORWARD and PROXY.
 **When the danger is over.**  Every session begins *strict*.  It becomes *relaxed* when the backend
 proves that it has dropped our right to XCLIENT, because it now judges the client by the client's
 own address.  The proof is its reply to the client's own EHLO: a 250 that offers at least one
-extension, but not XCLIENT.  This relies on one property of the backend: if it would obey an
-XCLIENT from this client, it also offers XCLIENT to it.  Each later EHLO decides again.
+extension, but neither XCLIENT nor XFORWARD.  This relies on one property of the backend: if it
+would obey an XCLIENT or XFORWARD from this client, it also offers it.  Each later EHLO decides
+again.
 
 **The argument.**  A server executes an XCLIENT only if it reads it as a command.  So whatever a
 strict guard forwards must either be checked as a command, or certainly be read as something else:
@@ -92,6 +93,7 @@ class Guard:
         "_dialogue",
         "_relaxed",
         "_strict",
+        "farewell",
         "finals",
         "refused",
         "to_backend",
@@ -106,6 +108,8 @@ class Guard:
         self._backend = BackendReader(dialogue, self._strict, self._relaxed)
         self._client_closed = False
         self.finals = FinalReplies(dialogue, self._relaxed)
+        # The backend's 421, for the log.
+        self.farewell: str | None = None
         self.to_backend = dialogue.to_backend
         self.to_client = dialogue.to_client
         self.refused = dialogue.refused
@@ -311,15 +315,30 @@ class Guard:
             if self.is_opaque:
                 backend.release_unfinished()
                 break
+        if dialogue.farewell is not None:
+            self.farewell = dialogue.farewell.text
 
-    def backend_closed(self) -> None:
-        """Record the backend's end of file; end the session if it came unexpectedly."""
+    def backend_closed(self, *, by_reset: bool = False) -> None:
+        """Record the backend's end of file; end the session if it came unexpectedly.
+
+        A reset means that the backend has not even read what we sent last.
+        """
         dialogue = self._dialogue
         # A mail server also closes after the client has closed.
         is_expected = self.backend_quitting or (
             self._client_closed and not dialogue.owed
         )
-        if dialogue.end_reason is not None or not (is_expected or self.is_opaque):
+        judgement = None
+        if dialogue.farewell is not None:
+            judgement = dialogue.farewell.reason
+        elif not is_expected and (
+            dialogue.is_judged or (by_reset and dialogue.owed_after_5xx >= 0)
+        ):
+            judgement = Reason.CLIENT_REFUSED
+        if judgement is not None and not self.is_opaque:
+            dialogue.owed.clear()  # nothing of ours follows the backend's last word
+            dialogue.end(judgement)
+        elif dialogue.end_reason is not None or not (is_expected or self.is_opaque):
             self.abandon(Reason.BACKEND_CLOSED, replies.BACKEND_LOST)
 
 

@@ -25,8 +25,8 @@ without a lone dot, except for a CRLF.CRLF at the very end of the packet.
 **A reply.**  No reply has begun, so the packet starts one.  It starts with a code and a space, and
 its only LF is its last byte, so it is one line and complete.  The backend owes this reply, none of
 our own replies is queued right after it, no bytes from the client are held or waiting to be
-reread, and the session is not ending.  We leave out the codes that lead elsewhere, which are 220
-and 334 always, and 354 unless it answers DATA.  We also leave out every reply to EHLO.
+reread, and the session is not ending.  We leave out the codes that lead elsewhere, which are
+220, 334 and 421 always, and 354 unless it answers DATA.  We also leave out every reply to EHLO.
 """
 
 from typing import Final
@@ -62,7 +62,7 @@ STRICT_COMMANDS: Final[_Shortcuts] = {
 # Maps the start of a one-line reply to its code.
 REPLY_START_OCTETS: Final = 4
 REPLY_CODES: Final[dict[bytes, int]] = {
-    b"%d " % code: code for code in range(200, 600) if code not in (220, 334)
+    b"%d " % code: code for code in range(200, 600) if code not in (220, 334, 421)
 }
 
 

@@ -45,6 +45,10 @@ class Reply(NamedTuple):
         printable = "".join(c if c.isprintable() else "?" for c in text)
         return printable[:max_characters]
 
+    def quoted(self) -> str:
+        """Return a short excerpt in double quotes, for a sentence."""
+        return f'"{self.excerpt(120)}"'
+
 
 class ReplyParser:
     """Splits what the backend sends into replies."""

@@ -64,26 +64,25 @@ def xclient_command(
 ) -> bytes:
     """Return the whole command line, with those attributes that the backend offers.
 
-    *parameters* is what follows XCLIENT in the EHLO reply.  *client* is None if the client has no
-    address, as on a unix socket.  Raises ValueError if the line would be too long.
+    *parameters* is what follows XCLIENT in the EHLO reply.  *client* and *destination* are None if
+    they are unknown, as on a unix socket.  Raises ValueError if the line would be too long.
     """
     offered = _attributes_in(parameters)
     line = b"XCLIENT"
     if b"ADDR" in offered:
         line += b" ADDR=" + _address(client)
     if b"PORT" in offered:
-        line += b" PORT=%d" % client.port if client else b" PORT=" + UNAVAILABLE
+        line += b" PORT=" + _port(client)
     if b"NAME" in offered:
         line += b" NAME=" + _xtext(names.name)
     # A host name as NAME sets both names at Postfix.  After a marker, Postfix would keep our own
     # reverse name.
     if b"REVERSE_NAME" in offered and names.name in (UNAVAILABLE, TEMPUNAVAIL):
         line += b" REVERSE_NAME=" + _xtext(names.reverse_name)
-    if destination is not None:
-        if b"DESTADDR" in offered:
-            line += b" DESTADDR=" + _address(destination)
-        if b"DESTPORT" in offered:
-            line += b" DESTPORT=%d" % destination.port
+    if b"DESTADDR" in offered:
+        line += b" DESTADDR=" + _address(destination)
+    if b"DESTPORT" in offered:
+        line += b" DESTPORT=" + _port(destination)
     line += b"\r\n"
     if len(line) > MAX_COMMAND_OCTETS:
         raise ValueError(f"XCLIENT line exceeds {MAX_COMMAND_OCTETS} octets")
@@ -96,6 +95,10 @@ def _address(endpoint: Endpoint | None) -> bytes:
         return UNAVAILABLE
     prefix = b"IPV6:" if isinstance(endpoint.address, IPv6Address) else b""
     return prefix + endpoint.host.encode("ascii")
+
+
+def _port(endpoint: Endpoint | None) -> bytes:
+    return UNAVAILABLE if endpoint is None else b"%d" % endpoint.port
 
 
 def _xtext(value: bytes) -> bytes:

@@ -1,7 +1,8 @@
 """``proxyshim check`` as an operator runs it, on scripted backends and on real ones.
 
-tests/unit/test_check_findings.py tests what each answer means.  These tests check that it
-asks the right questions, within its time limits, and ends with the right exit status.
+tests/unit/test_check_findings.py and test_xclient_verdicts.py test what each answer means.  These
+tests check that it asks the right questions, within its time limits, and ends with the right exit
+status.
 """
 
 import re
@@ -11,7 +12,7 @@ import socketserver
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,8 +22,15 @@ import pytest
 from click.testing import CliRunner
 
 import proxyshim
-from proxyshim.check import questions
+from proxyshim.addresses import Address
+from proxyshim.backend.dial import Dial
 from proxyshim.cli import main
+from proxyshim.config import Listener
+from proxyshim.conveyance import asking
+from proxyshim.conveyance.contract import Examined, GetNames, Relayed, Warn
+from proxyshim.findings import Subject
+from proxyshim.identity import Identity
+from proxyshim.net.stream import Stream
 from tests.integration.lab.dovecot import Dovecot
 from tests.integration.lab.netns import Host
 from tests.integration.lab.postfix import Postfix, Smtpd
@@ -31,7 +39,10 @@ from tests.integration.lab.site import MAIL, Site
 LIMIT_S = 30.0
 EVERYBODY = re.compile(r".*")
 CLIENTS = ["192.0.2.1", "2001:db8::1", "10.0.0.1", "172.16.0.1", "192.168.0.1"]
-CLIENTS += ["fd00::1", "127.0.0.5"]
+CLIENTS += ["fd00::1"]
+# As these the backend is asked about XCLIENT, and then as CLIENTS about relaying.
+ASKED_ABOUT_XCLIENT = [*CLIENTS, "127.0.0.5"]
+SESSIONS = 1 + len(ASKED_ABOUT_XCLIENT) + len(CLIENTS)
 
 
 # --- a scripted backend ---------------------------------------------------------------
@@ -208,7 +219,7 @@ def test_a_good_backend_is_asked_everything_and_left_politely(tmp_path: Path) ->
     own, *others = backend.sessions
     assert [line.partition(" ")[0] for line in own] == ["EHLO", "QUIT"]
     assert [re.findall(r"ADDR=(?:IPV6:)?(\S+)", lines[1]) for lines in others] == [
-        [client] for client in CLIENTS
+        [client] for client in ASKED_ABOUT_XCLIENT + CLIENTS
     ]
     assert all(lines[-1] == "QUIT" for lines in backend.sessions)
     assert not any(line.startswith("DATA") for lines in others for line in lines)
@@ -241,12 +252,13 @@ TIMELY = "connect_timeout_s = 0.3\nreply_timeout_s = 0.3"
             "warning",
             "and AUTH is withheld with STARTTLS;",
         ),
-        (Script(hidden=True), 1, "UNSAFE", "takes a second XCLIENT"),
-        (Script(keywords=("XFORWARD NAME",)), 0, "warning", "still offers XFORWARD"),
+        (Script(hidden=True), 1, "UNSAFE", "accepts a second XCLIENT"),
+        (Script(keywords=("XFORWARD NAME",)), 1, "UNSAFE", "still offers XFORWARD"),
+        (Script(replies={"XFORWARD": "250 Ok"}), 1, "UNSAFE", "accepts XFORWARD after"),
         (Script(attributes=""), 1, "error", "-o smtpd_authorized_xclient_hosts=127.0"),
         (Script(attributes="NAME PORT"), 1, "error", "offers XCLIENT without ADDR"),
-        (Script(attributes="ADDR PORT"), 0, "warning", "takes no NAME"),
-        (Script(attributes="NAME ADDR"), 0, "note", "takes no PORT"),
+        (Script(attributes="ADDR PORT"), 0, "warning", "does not take NAME"),
+        (Script(attributes="NAME ADDR"), 0, "note", "does not take PORT"),
         (Script(right=re.compile(r"127\..*")), 0, "warning", "right to XCLIENT to 127"),
         (Script(relays=EVERYBODY), 1, "UNSAFE", "relays for a stranger (192.0.2.1)"),
         (
@@ -261,10 +273,15 @@ TIMELY = "connect_timeout_s = 0.3\nreply_timeout_s = 0.3"
             "warning",
             'untrusted_claims = ["10.0.0.0/8", "fc00::/7"]',
         ),
-        (Script(replies={"": "421 busy"}), 1, "error", 'greets the shim with "421'),
+        (Script(replies={"": "421 busy"}), 1, "error", 'greets proxyshim with "421'),
         (Script(replies={"": "hello"}), 1, "error", "is this an SMTP server?"),
         (Script(replies={"": None}), 1, "error", "closed before the reply to connect"),
-        (Script(replies={"EHLO": "550 no"}), 1, "error", "write another as ehlo_name"),
+        (
+            Script(replies={"EHLO": "550 no"}),
+            1,
+            "error",
+            "set ehlo_name to another one",
+        ),
         (Script(replies={"EHLO": None}), 1, "error", "closed before the reply to EHLO"),
         (
             Script(replies={"EHLO": "500 no", "LHLO": "250 ok"}),
@@ -279,7 +296,7 @@ TIMELY = "connect_timeout_s = 0.3\nreply_timeout_s = 0.3"
             Script(replies={"EHLO [10.0.0.1]": None}),
             0,
             "warning",
-            "could not be asked as 10.0.0.1",
+            "whether it relays for 10.0.0.1 is unknown: closed before the reply to EHLO",
         ),
         (
             Script(replies={"EHLO [192.0.2.1]": "550 no"}),
@@ -292,13 +309,13 @@ TIMELY = "connect_timeout_s = 0.3\nreply_timeout_s = 0.3"
             Script(replies={"XCLIENT": ""}),
             1,
             "error",
-            "as the client 192.0.2.1: no reply to XCLIENT within 0.3 s",
+            "for the client 192.0.2.1: no reply to XCLIENT within 0.3 s",
         ),
         (
             Script(replies={"RCPT": ""}),
             1,
             "error",
-            "as the client 192.0.2.1: no reply to RCPT within 0.3 s",
+            "for the client 192.0.2.1: no reply to RCPT within 0.3 s",
         ),
     ],
 )
@@ -324,16 +341,18 @@ def test_check_stops_asking_a_silent_backend(tmp_path: Path) -> None:
     assert len(backend.sessions) == 2
 
 
-def test_all_questions_of_check_together_have_a_time_limit(
+def test_the_questions_of_check_have_a_time_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(questions, "LIMIT_S", 0.3)
+    monkeypatch.setattr(asking, "LIMIT_S", 0.3)
     with scripted(Script(replies={"EHLO [10.0.0.1]": ""})) as backend:
         checked = check(config_for(tmp_path, backend.name))
     assert checked.says(
-        "warning", "as 10.0.0.1: the questions were not over within 0.3"
+        "warning",
+        "whether it relays for 10.0.0.1 is unknown: the questions took longer than 0.3 s",
     )
-    assert len(backend.sessions) == 1 + CLIENTS.index("10.0.0.1") + 1
+    asked = CLIENTS.index("10.0.0.1") + 1
+    assert len(backend.sessions) == 1 + 2 * asked
 
 
 def test_check_asks_no_more_about_ipv6_after_a_refusal(
@@ -341,7 +360,7 @@ def test_check_asks_no_more_about_ipv6_after_a_refusal(
 ) -> None:
     with scripted(Script(replies={NO_IPV6: "501 5.5.4 Bad ADDR syntax"})) as backend:
         checked = check(config_for(tmp_path, backend.name))
-    assert checked.says("warning", "takes no IPv6 address in XCLIENT")
+    assert checked.says("warning", "does not take IPv6 addresses in XCLIENT")
     assert not any("fd00::1" in line for lines in backend.sessions for line in lines)
     assert checked.status == 0
 
@@ -365,7 +384,7 @@ def test_check_asks_about_believed_claims(tmp_path: Path) -> None:
     settings = 'believed_claims = ["203.0.113.0/24"]'
     script = Script(relays=re.compile(r"203\..*"))
     checked = check_script(script, tmp_path, settings)
-    assert checked.says("warning", "relays for 203.0.113.1, and believed_claims has it")
+    assert checked.says("warning", "relays for 203.0.113.1, and believed_claims lets")
 
 
 def test_check_asks_about_no_claims_without_a_list_of_proxies(tmp_path: Path) -> None:
@@ -384,7 +403,7 @@ def test_check_asks_a_shared_backend_once(tmp_path: Path) -> None:
         checked = check(path)
     assert checked.output.count(f"backend {backend.name}: drops the right") == 1
     assert checked.says("warning", f"backend {other.name}: keeps the right")
-    assert len(backend.sessions) == 1 + len(CLIENTS)
+    assert len(backend.sessions) == SESSIONS
 
 
 def test_check_rejects_a_backend_that_does_not_listen(tmp_path: Path) -> None:
@@ -401,7 +420,7 @@ def test_check_does_not_ask_a_backend_that_is_our_own_listener(tmp_path: Path) -
         path = config_for(tmp_path, backend.name)
         path.write_text(path.read_text().replace("127.0.0.1:0", backend.name))
         checked = check(path)
-    assert checked.says("error", "is a listener of proxyshim's own")
+    assert checked.says("error", "is one of proxyshim's own listeners")
     assert checked.status == 1
     assert backend.sessions == []
 
@@ -443,6 +462,54 @@ def test_check_and_run_print_the_same_configuration_error(
     assert checked.status == 78
 
 
+# --- another conveyance ---------------------------------------------------------------
+
+
+class NoConveyance:
+    """Opens a session in which the backend sees proxyshim itself, whoever the client is."""
+
+    needs_names = False
+
+    def __init__(self, *, works: bool) -> None:
+        """Find that sessions can run, or that they cannot."""
+        self.works = works
+
+    async def open(
+        self,
+        client: Stream | None,
+        dial: Dial,
+        identity: Identity,
+        get_names: GetNames,
+        warn: Warn,
+    ) -> Relayed:
+        backend = await dial.connect()
+        return Relayed(backend.stream, await backend.greeting(), b"", False)
+
+    async def is_up(self, dial: Dial) -> bool:
+        raise NotImplementedError
+
+    async def examine(
+        self, dial: Dial, listeners: Sequence[Listener], clients: Sequence[Address]
+    ) -> Examined:
+        subject = Subject(f"backend {dial.name}")
+        if self.works:
+            return Examined([subject.ok("works")], clients)
+        return Examined([subject.error("does not work")], ())
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_check_asks_about_relaying_with_every_conveyance_that_works(
+    works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = {"xclient": NoConveyance(works=works)}
+    monkeypatch.setattr("proxyshim.check.backends.BY_NAME", other)
+    checked = check_script(Script(attributes="", relays=EVERYBODY), tmp_path)
+    assert checked.status == 1
+    assert "XCLIENT" not in checked.output
+    assert checked.says("ok", "works") is works
+    assert checked.says("UNSAFE", "relays for a stranger (192.0.2.1)") is works
+
+
 # --- real backends --------------------------------------------------------------------
 
 
@@ -465,6 +532,13 @@ SERVICES = {
     ),
     "xforward": Smtpd(
         "127.0.0.1:12027", {"smtpd_authorized_xclient_hosts": "127.0.0.1"}
+    ),
+    "hidden-xforward": Smtpd(
+        "127.0.0.1:12033",
+        {
+            "smtpd_authorized_xclient_hosts": "127.0.0.1",
+            "smtpd_discard_ehlo_keywords": "xforward",
+        },
     ),
     "wide": Smtpd(
         "127.0.0.1:12028",
@@ -496,8 +570,9 @@ def postfix(site: Site) -> Iterator[Postfix]:
     ("service", "status", "severity", "says"),
     [
         ("recommended", 0, "ok", "drops the right to XCLIENT"),
-        ("v6", 0, "ok", "to the shim, and not to ::5"),
-        ("xforward", 0, "warning", "add to the service in master.cf: -o smtpd_author"),
+        ("v6", 0, "ok", "to proxyshim, and not to ::5"),
+        ("xforward", 1, "UNSAFE", "still offers XFORWARD after XCLIENT"),
+        ("hidden-xforward", 1, "UNSAFE", "accepts XFORWARD after XCLIENT although it"),
         ("wide", 0, "warning", "gives the right to XCLIENT to 127.0.0.5 too"),
         (
             "private",
@@ -557,7 +632,7 @@ def test_check_warns_that_dovecot_keeps_the_right(site: Site, tmp_path: Path) ->
         checked = check_on(site.mail, config_for(tmp_path, "127.0.0.1:12587"))
     finally:
         running.stop()
-    assert checked.says("warning", "keeps the right to XCLIENT after its use")
+    assert checked.says("warning", "keeps the right to XCLIENT after its first use")
     assert checked.says("warning", "and AUTH is withheld with STARTTLS")
     assert checked.says("warning", "a backend that takes the PROXY protocol itself")
     assert checked.status == 0

@@ -23,7 +23,7 @@ SESSIONS = 200
 ONE_MESSAGE = Load(SESSIONS, at_once=1, header="v2")
 
 # Per session: one small message after a v2 header.  If a change makes sessions cheaper,
-# record the new figure here, so that they stay cheap.  If a change makes them dearer,
+# record the new figure here, so that they stay cheap.  If a change makes them cost more,
 # explain in the commit what that buys.
 RECORDED = 84.0
 # The count depends a little on timing: a reply that has arrived before we wait for it

@@ -1,4 +1,4 @@
-"""HAProxy -> proxyshim -> Postfix, all real: which client does Postfix see and allow what?
+"""Real HAProxy and Postfix: which client does Postfix see, and what may that client do?
 
 Postfix's log and the Received: header of the stored mail show what Postfix sees.  For
 comparison, the same client also talks directly to the same service of the same Postfix.

@@ -102,6 +102,11 @@ def test_systemd_waits_as_long_as_a_drain_may_take() -> None:
     assert int(minutes[1]) * 60 > longest_s
 
 
+def test_an_address_that_is_missing_for_days_does_not_end_the_restarts() -> None:
+    assert setting("StartLimitIntervalSec") == "0"
+    assert setting("Restart") == "always"
+
+
 def test_a_broken_configuration_does_not_restart_the_service() -> None:
     assert setting("RestartPreventExitStatus") == "78"
 

@@ -57,7 +57,7 @@ DIFFERENCES: Final = {
 TESTED_BELOW: Final = {
     "After a refusal at connect",
     "Names that are numbers",
-    "Which of our addresses it was",
+    "The address that the client connected to",
     "XCLIENT from a client",
 }
 # Differences without a test.  The document says what a test would need.

@@ -35,7 +35,7 @@ LAYERS = (
     {"addresses", "errors"},
 )
 
-# These only interpret their arguments, and import nothing of ours but each other.
+# These only interpret their arguments, and import only each other from this package.
 PURE = {
     "addresses",
     "allowlist",

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from proxyshim.addresses import read_address
-from proxyshim.config import Config, load
+from proxyshim.config import CONVEYANCES, Config, load
+from proxyshim.conveyance import BY_NAME
 from proxyshim.errors import ConfigError
 
 LISTENER = """
@@ -98,6 +99,10 @@ def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
 def test_two_listeners_may_both_let_the_kernel_choose_a_port(tmp_path: Path) -> None:
     one = LISTENER.replace(":2525", ":0")
     assert len(loaded(tmp_path, one + one.replace("mx", "mx2")).listeners) == 2
+
+
+def test_convey_may_name_every_conveyance_and_nothing_else() -> None:
+    assert set(CONVEYANCES) == set(BY_NAME)
 
 
 # Mistakes.

@@ -1,4 +1,4 @@
-"""A connection sends at the end of the reactor's turn, and loses nothing by it."""
+"""A connection sends at the end of the reactor's turn, and loses nothing."""
 
 import asyncio
 import socket
@@ -45,8 +45,8 @@ def ignore() -> None:
 
 
 def refuse(what: object) -> None:
-    """Fail: nothing should come here."""
-    pytest.fail(f"came too early: {what!r}")
+    """Fail, because nothing should arrive."""
+    pytest.fail(f"arrived too early: {what!r}")
 
 
 def check_what_arrives(
@@ -66,7 +66,7 @@ def send_twice(connection: Connection, far: socket.socket) -> None:
     connection.send(b"one, ")
     connection.send(b"two")
     far.setblocking(False)
-    with pytest.raises(BlockingIOError):  # not before the turn is over
+    with pytest.raises(BlockingIOError):  # nothing is sent before the turn is over
         far.recv(1)
     far.settimeout(LIMIT_S)
 
@@ -96,7 +96,7 @@ ARRIVALS: dict[Callable[..., None], tuple[bytes, bool]] = {
 
 
 @pytest.mark.parametrize("act", ARRIVALS)
-def test_what_is_sent_in_a_turn_arrives(
+def test_bytes_sent_during_a_turn_arrive(
     act: Callable[[Connection, socket.socket], None],
 ) -> None:
     in_a_turn(act)
@@ -128,7 +128,7 @@ def test_a_backlog_that_appears_at_the_end_of_a_turn_is_reported() -> None:
     uvloop.run(run())
 
 
-# What the contract of streams allows besides (net/stream.py).
+# The rest of the contract of streams (net/stream.py).
 
 
 def test_peek_leaves_the_bytes_unread_and_an_exact_read_leaves_the_rest() -> None:
@@ -159,7 +159,9 @@ def test_a_detached_socket_is_neither_watched_nor_closed() -> None:
         with far, connection.detach() as given:
             assert connection.closed
             far.send(b"for the new owner")
-            await close_gently(connection)  # must not discard what is not ours any more
+            await close_gently(
+                connection
+            )  # must not read from a socket that was given away
             assert given.recv(100) == b"for the new owner"
             given.send(b"and back")
             assert far.recv(100) == b"and back"

@@ -1,4 +1,4 @@
-"""Time limits fire at their time; one sweep serves all of them."""
+"""Time limits expire at their time, and one sweep serves all of them."""
 
 import asyncio
 from collections.abc import Callable
@@ -110,7 +110,7 @@ def test_a_cleared_alarm_does_not_ring(clock: Clock, deadlines: Deadlines) -> No
     assert [len(alarm.rang) for alarm in alarms] == [1, 0, 1]
 
 
-def test_an_alarm_may_clear_another_of_the_same_moment(
+def test_an_alarm_may_clear_another_one_that_is_due_as_well(
     clock: Clock, deadlines: Deadlines
 ) -> None:
     alarms = [Alarm(clock, clock.now + 1) for _ in range(2)]
@@ -271,9 +271,8 @@ def test_a_body_that_ends_in_time_is_not_interrupted(fiber: bool) -> None:
         loop = asyncio.get_running_loop()
         with Limit(Deadlines(loop), SHORT_S):
             pass
-        later_s = (
-            SHORT_S + 2 * SWEEP_S
-        )  # by then a sweep has passed the first limit's time too
+        # By then a sweep has passed the first limit's time too.
+        later_s = SHORT_S + 2 * SWEEP_S
         with pytest.raises(TimeoutError), Limit(Deadlines(loop), later_s):
             await wait_forever()
 

@@ -98,7 +98,7 @@ def test_xclient_from_a_stranger_is_refused_and_changes_nothing(
     played(scenario, STRANGER)
 
 
-def test_the_right_is_gone_when_the_new_address_is_not_listed(
+def test_xclient_is_revoked_if_the_new_address_is_not_listed(
     played: Callable[..., None],
 ) -> None:
     async def scenario(mta: EmbeddedMta, talk: Dialogue) -> None:
@@ -112,7 +112,7 @@ def test_the_right_is_gone_when_the_new_address_is_not_listed(
     played(scenario)
 
 
-def test_the_right_stays_when_the_new_address_is_listed(
+def test_xclient_stays_allowed_if_the_new_address_is_listed(
     played: Callable[..., None],
 ) -> None:
     async def scenario(mta: EmbeddedMta, talk: Dialogue) -> None:
@@ -142,7 +142,7 @@ def test_the_right_stays_when_the_new_address_is_listed(
         (f"XCLIENT HELO={'x' * 256}", "501 5.5.4 Error: attribute value too long"),
     ],
 )
-def test_a_bad_attribute_is_answered_501_and_the_right_stays(
+def test_a_bad_attribute_is_answered_501_and_xclient_stays_allowed(
     played: Callable[..., None], command: str, reply: str
 ) -> None:
     async def scenario(mta: EmbeddedMta, talk: Dialogue) -> None:
@@ -198,7 +198,7 @@ def test_attributes_before_a_bad_one_have_taken_effect(
     played(scenario)
 
 
-def test_xclient_inside_a_transaction_is_out_of_order(
+def test_xclient_inside_a_transaction_is_refused(
     played: Callable[..., None],
 ) -> None:
     async def scenario(mta: EmbeddedMta, talk: Dialogue) -> None:
@@ -274,7 +274,7 @@ def test_a_message_that_cannot_be_stored_is_answered_451(
     played(scenario)
 
 
-def test_what_a_client_says_cannot_add_header_lines_or_controls(
+def test_a_helo_name_cannot_add_header_lines_or_control_characters(
     played: Callable[..., None],
 ) -> None:
     async def scenario(mta: EmbeddedMta, talk: Dialogue) -> None:

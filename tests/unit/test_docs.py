@@ -1,4 +1,4 @@
-"""The documents say what the code does: names, defaults, texts, links and examples."""
+"""The documents agree with the code: names, defaults, texts, links and examples."""
 
 import ast
 import dataclasses
@@ -51,7 +51,7 @@ def targets(document: Document) -> Iterator[tuple[str, Path, str]]:
 
 
 @pytest.mark.parametrize("document", documents(), ids=str)
-def test_links_lead_somewhere(document: Document) -> None:
+def test_each_link_leads_to_a_file_and_heading_that_exist(document: Document) -> None:
     dead = [link for link, file, _ in targets(document) if not file.is_file()]
     assert dead == []
     lost = [
@@ -70,7 +70,7 @@ def test_every_document_is_linked_from_the_readme_or_the_index() -> None:
 
 
 @pytest.mark.parametrize("document", documents(), ids=str)
-def test_files_that_are_named_exist(document: Document) -> None:
+def test_each_file_that_a_document_names_exists(document: Document) -> None:
     named = {
         text
         for text in document.code
@@ -86,7 +86,7 @@ def test_files_that_are_named_exist(document: Document) -> None:
     assert missing == []
 
 
-def test_functions_that_are_named_exist() -> None:
+def test_each_function_that_a_document_names_exists() -> None:
     named = {
         text
         for document in documents()
@@ -98,7 +98,7 @@ def test_functions_that_are_named_exist() -> None:
     assert missing == []
 
 
-def test_make_knows_every_target_that_is_named() -> None:
+def test_make_has_every_target_that_a_document_names() -> None:
     known = set(re.findall(r"(?m)^([a-z]+):", (ROOT / "Makefile").read_text("utf-8")))
     named = {
         target
@@ -108,8 +108,8 @@ def test_make_knows_every_target_that_is_named() -> None:
     assert {"demo", "test"} <= named <= known
 
 
-def test_equal_examples_are_equal() -> None:
-    """Those with the same mark; one of them is what the integration tests run."""
+def test_examples_with_the_same_mark_are_the_same() -> None:
+    """The integration tests run one of them."""
     for block in all_blocks():
         if block.marker:
             assert marked(block.marker) == block.text
@@ -132,7 +132,7 @@ def test_every_toml_example_loads(block: Block, tmp_path: Path) -> None:
 
 
 def documented_settings(heading: str) -> dict[str, str]:
-    """Return key -> default, as the reference has them."""
+    """Return key -> default, as the reference shows them."""
     section = read_document(REFERENCE / "configuration.md").section(heading)
     return {
         code_in(row[0])[0]: (code_in(row[1]) or [row[1]])[0] for row in section.rows()
@@ -175,7 +175,7 @@ def test_every_setting_is_documented_with_its_default(
     assert documented_settings(heading) == fields
 
 
-def test_every_setting_with_a_unit_says_which() -> None:
+def test_the_unit_of_every_setting_is_documented() -> None:
     units = {"s": "seconds", "octets": "octets"}
     for row in read_document(REFERENCE / "configuration.md").rows():
         if len(row) == 4:
@@ -198,7 +198,7 @@ def test_the_runbook_has_a_section_for_each_reason() -> None:
 
 
 @pytest.mark.parametrize("reason", Reason)
-def test_each_section_says_meaning_harm_check_and_remedy(reason: Reason) -> None:
+def test_each_runbook_section_has_meaning_harm_check_and_remedy(reason: Reason) -> None:
     section = RUNBOOK.section(reason)
     labels = re.findall(r"(?m)^- \*\*(\w+)\*\*: \S", section.text)
     assert labels == ["Meaning", "Harm", "Check", "Do"]
@@ -260,7 +260,7 @@ def log_calls() -> list[LogCall]:
 
 
 def documented_events() -> dict[str, set[str]]:
-    """Return event -> keys, as the reference has them."""
+    """Return event -> keys, as the reference shows them."""
     document = read_document(REFERENCE / "log-events.md")
     return {
         code_in(row[0])[0]: set(code_in(row[3]))
@@ -368,7 +368,7 @@ def test_every_command_and_option_is_documented() -> None:
         assert set(re.findall(r"\[(-+[a-z]+)", line)) == named
 
 
-def test_every_dependency_has_its_sentence() -> None:
+def test_every_dependency_is_documented() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     demo = project["optional-dependencies"]["demo"]
     wanted = {re.split("[<>=]", each)[0] for each in project["dependencies"] + demo}

@@ -125,7 +125,7 @@ def test_awaiting_a_future_in_a_fiber_is_an_error_that_names_run_in_task(
 
 
 async def answer() -> str:
-    await asyncio.timeout_at(None).__aenter__()  # only a Task may
+    await asyncio.timeout_at(None).__aenter__()  # works only in a Task
     return "an answer"
 
 
@@ -135,7 +135,7 @@ async def failing() -> str:
 
 
 def run_in_fiber(coroutine: Coroutine[Any, Any, str]) -> str:
-    """Return the result of ``in_task`` in a fiber."""
+    """Return the result of *coroutine*, awaited with ``run_in_task`` in a fiber."""
 
     async def main() -> str:
         loop = asyncio.get_running_loop()

@@ -194,6 +194,7 @@ BACKEND_CLOSES = {
         B< 421 too many connections
 
         !! the backend closes
+        END client_refused
         """,
 }
 

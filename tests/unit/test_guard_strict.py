@@ -821,7 +821,7 @@ REPLIES = {
     "an unsolicited 421 ends the session without a reply of our own": """
         B< 421 4.4.2 timeout
         :: backend-quitting
-        END reply_unasked
+        END client_refused
         """,
     "a 354 to another command ends the session": """
         C> RCPT TO:<b@b.example>
@@ -1133,6 +1133,7 @@ CHECKED = {
         B< 421 4.7.0 no bare LF here
 
         !! the backend closes
+        END client_refused
         """,
     "a backend that executed what followed an odd dot ends the session": CONTENT
     + """

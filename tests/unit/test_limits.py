@@ -17,7 +17,7 @@ def admitted(limit: RateLimit, events: int, at: float) -> int:
 # RateLimit.
 
 
-def test_a_burst_of_one_second_is_admitted_and_no_more() -> None:
+def test_a_burst_of_one_seconds_events_is_admitted_and_no_more() -> None:
     assert admitted(RateLimit(20), 100, START) == 20
 
 
@@ -43,7 +43,7 @@ def test_the_rate_holds_over_time() -> None:
 
 
 @pytest.mark.parametrize("per_second", [0.1, 0.5, 1.0])
-def test_a_rate_below_one_admits_one_event_now_and_then(per_second: float) -> None:
+def test_a_rate_below_one_admits_one_event_in_its_period(per_second: float) -> None:
     limit = RateLimit(per_second)
     assert admitted(limit, 5, START) == 1
     assert admitted(limit, 5, START + 0.9 / per_second) == 0

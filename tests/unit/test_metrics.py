@@ -77,7 +77,7 @@ def test_relayed_bytes_are_exposed_under_the_new_and_the_old_name() -> None:
         assert value(metrics, name, direction="to_client") == 5
 
 
-def test_the_size_and_time_of_reading_of_a_list_are_exposed(
+def test_the_size_and_the_read_time_of_an_allowlist_are_exposed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     metrics = Metrics()

@@ -1,4 +1,4 @@
-"""One log line per source, reason and minute.  The rest is counted, in bounded memory."""
+"""Each source and reason is logged once a minute; other events are counted."""
 
 import math
 
@@ -72,7 +72,7 @@ def test_logged_and_suppressed_events_add_up_to_all_events() -> None:
 # Many sources.
 
 
-def test_the_table_is_bounded_and_the_rest_is_counted_as_one() -> None:
+def test_the_table_is_bounded_and_other_sources_are_counted_together() -> None:
     throttle = Throttle()
     logged = sum(
         throttle.admits(reason, f"192.0.2.{number}", START)

@@ -1,4 +1,4 @@
-"""Who a session runs as: what is believed, what is a check, which addresses can be a host's."""
+"""Which claims are believed, which make a check, and which addresses a host can have."""
 
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -71,7 +71,7 @@ def test_a_header_without_addresses_is_a_check_by_the_proxy(
     assert identity == Identity(PROXY, LOCAL, Reason.NO_CLIENT_ADDRESS)
 
 
-def test_only_the_claimed_source_address_is_asked_for() -> None:
+def test_the_rule_is_asked_only_about_the_claimed_source_address() -> None:
     asked: list[Address] = []
 
     def believes(address: Address, proxy: Endpoint | None) -> bool:
@@ -93,7 +93,9 @@ def test_a_check_over_a_unix_socket_has_no_address(header: ProxyHeader) -> None:
 @pytest.mark.parametrize(
     "peer", [PROXY, CLIENT_6, Endpoint(ip_address("127.0.0.1"), 9)]
 )
-def test_a_peer_without_a_header_is_itself_whatever_it_is(peer: Endpoint) -> None:
+def test_a_peer_without_a_header_is_the_client_whatever_its_address(
+    peer: Endpoint,
+) -> None:
     assert identify_peer(peer, LOCAL) == Identity(peer, LOCAL)
 
 
@@ -101,12 +103,18 @@ def test_a_peer_without_a_header_is_itself_whatever_it_is(peer: Endpoint) -> Non
 
 
 def trust(
-    *, untrusted: str = "", believed: str = "", backend: Collection[Address] = ()
+    *,
+    untrusted: str = "",
+    believed: str = "",
+    backend: Collection[Address] = (),
+    listed: str = "",
 ) -> Trust:
+    """Return the rule of a listener with these lists, whose entries are separated by spaces."""
+
     def read(entries: str) -> Networks:
         return Networks.from_entries(entries.split(), "test")
 
-    return Trust(read(untrusted), read(believed), frozenset(backend))
+    return Trust(read(untrusted), read(believed), frozenset(backend), read(listed))
 
 
 def test_the_proxys_own_address_is_not_believed() -> None:
@@ -152,15 +160,15 @@ def test_every_first_octet_of_ipv6_is_judged() -> None:
 
 
 def by_ipaddress(address: Address) -> bool:
-    """Judge by the properties of ipaddress, and by what they know nothing of."""
+    """Judge by the properties of ipaddress, and by two rules that it lacks."""
     if address.is_loopback or address.is_multicast or address.is_unspecified:
         return False
     return address not in ip_network("0.0.0.0/8") and str(address) != "255.255.255.255"
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_ipaddress_judges_the_same(version: int) -> None:
-    """At both ends of each first octet, and next to them, which is where rules change."""
+def test_is_unicast_agrees_with_ipaddress(version: int) -> None:
+    """Rules change between first octets, so test the lowest and highest addresses of each."""
     octets = 4 if version == 4 else 16
     new = IPv4Address if version == 4 else IPv6Address
     for first in range(256):
@@ -208,10 +216,10 @@ NOT_BELIEVABLE = [
 
 
 @pytest.mark.parametrize("text", BELIEVABLE)
-def test_one_hosts_address(text: str) -> None:
+def test_an_address_that_a_host_can_have_is_unicast(text: str) -> None:
     assert is_unicast(ip_address(text))
 
 
 @pytest.mark.parametrize("text", NOT_BELIEVABLE)
-def test_an_address_that_is_no_single_hosts(text: str) -> None:
+def test_an_address_that_no_single_host_can_have_is_not_unicast(text: str) -> None:
     assert not is_unicast(ip_address(text))

@@ -24,7 +24,8 @@ LONGEST = b".".join([b"a" * 63, b"b" * 63, b"c" * 63, b"d" * 63])
 
 def names_in(names: Names) -> bytes:
     """Return the part of the command that conveys *names*."""
-    line = xclient_command(ALL, CLIENT, None, names)
+    offered = ALL.replace(b" DESTADDR DESTPORT", b"")
+    line = xclient_command(offered, CLIENT, None, names)
     return line.removeprefix(b"XCLIENT ADDR=203.0.113.7 PORT=40001 ").strip()
 
 
@@ -119,14 +120,17 @@ def test_each_backend_receives_the_attributes_that_it_offers() -> None:
         assert xclient_command(b"port", CLIENT, None) == b"XCLIENT PORT=40001\r\n"
 
 
-def test_without_a_destination_no_destination_attribute_is_sent() -> None:
-    assert b"DEST" not in xclient_command(ALL, CLIENT, None, REVERSE_ONLY)
+def test_an_unknown_destination_is_conveyed_as_unavailable() -> None:
+    """If we left the two attributes out, the backend would keep our own address and port."""
+    line = xclient_command(ALL, CLIENT, None, REVERSE_ONLY)
+    assert line.endswith(b" DESTADDR=[UNAVAILABLE] DESTPORT=[UNAVAILABLE]\r\n")
+    assert b"DEST" not in xclient_command(b"ADDR PORT", CLIENT, None)
 
 
 def test_a_client_without_an_address_is_conveyed_as_unavailable() -> None:
     assert xclient_command(ALL, None, None) == (
         b"XCLIENT ADDR=[UNAVAILABLE] PORT=[UNAVAILABLE] NAME=[UNAVAILABLE]"
-        b" REVERSE_NAME=[UNAVAILABLE]\r\n"
+        b" REVERSE_NAME=[UNAVAILABLE] DESTADDR=[UNAVAILABLE] DESTPORT=[UNAVAILABLE]\r\n"
     )
 
 

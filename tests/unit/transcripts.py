@@ -39,6 +39,7 @@ EVENTS: dict[str, Callable[[Guard], None]] = {
     ),
     "the client closes": Guard.client_closed,
     "the backend closes": Guard.backend_closed,
+    "the backend resets": lambda guard: guard.backend_closed(by_reset=True),
 }
 
 

@@ -1,4 +1,4 @@
-"""A backend played by the test: it listens, and the test says every word."""
+"""A scripted backend: the test accepts its connections and sends every reply."""
 
 import socket
 from pathlib import Path
@@ -26,7 +26,7 @@ class Mta(Wire):
         return self.line()
 
     def introduce(self, offer: bytes = OFFER, greeting: bytes = GREETING) -> bytes:
-        """Take the XCLIENT, and greet the client; return the XCLIENT line."""
+        """Accept the XCLIENT, and greet the client; return the XCLIENT line."""
         xclient = self.greet(offer)
         self.send(greeting)
         return xclient

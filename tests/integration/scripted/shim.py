@@ -1,4 +1,4 @@
-"""The shim in the test process, on a thread and an event loop of its own."""
+"""Runs the shim in the test process, on its own thread and event loop."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ T = TypeVar("T")
 # All of 127.0.0.0/8 is this host, so a peer may choose which address it has.
 LISTED, STRANGER = "127.0.0.2", "127.0.0.3"
 
-# Tests that do not ask for others have these, and see no limit reached.
+# The settings of a test that changes none.  With these, a test reaches no limit.
 SETTINGS: Mapping[str, object] = {
     "ehlo_name": "shim.test",
     "resolve": False,
@@ -42,7 +42,7 @@ def write_config(
     path = directory / "proxyshim.toml"
     tables = [extra]
     for listener in listeners:
-        # A TOML value is a JSON value, for the texts, numbers and lists we need.
+        # Strings, numbers and lists look the same in TOML and in JSON.
         keys = (f"{key} = {json.dumps(value)}" for key, value in listener.items())
         tables.append("\n".join(("[[listener]]", *keys)))
     path.write_text("\n".join(tables) + "\n")
@@ -53,7 +53,7 @@ class Shim:
     """A running Server."""
 
     def __init__(self, config: Path, events: Events) -> None:
-        """Start it; return when it serves."""
+        """Start the server, and return when it serves."""
         self.config = config
         self.events = events
         self._started = threading.Event()
@@ -86,7 +86,7 @@ class Shim:
         self._started.set()
         await self._stop.wait()
         closing = self._loop.create_task(self.server.close())
-        for _ in range(5):  # until each session has heard of it
+        for _ in range(5):  # until each session has been notified
             await asyncio.sleep(0)
         self._draining.set()
         await closing
@@ -98,7 +98,7 @@ class Shim:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the shim's loop, so that it sees all that happens meanwhile at once."""
+        """Stop the shim's loop during the block; afterwards it sees all events at once."""
         held, go_on = threading.Event(), threading.Event()
 
         def hold() -> None:
@@ -126,17 +126,17 @@ class Shim:
         return self.server.listening(listener)[number]
 
     def stop(self) -> None:
-        """Stop it, and fail if it failed."""
-        with suppress(RuntimeError):  # it has ended, and closed its loop
+        """Stop the server; if an exception ended it, raise that."""
+        with suppress(RuntimeError):  # the server has ended and closed its loop
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(LIMIT_S)
-        assert not self._thread.is_alive(), "the shim does not stop"
+        assert not self._thread.is_alive(), "the shim did not stop"
         if self._failure is not None:
             raise self._failure
 
 
 def connect(address: str, source: str | None = None) -> Wire:
-    """Connect to an address as the log shows it."""
+    """Connect to an address that is written as in the log."""
     if address.startswith("unix:"):
         sock = socket.socket(socket.AF_UNIX)
         to: object = address.removeprefix("unix:")
@@ -158,7 +158,7 @@ def connect(address: str, source: str | None = None) -> Wire:
 
 @dataclass(slots=True)
 class Rig:
-    """A shim and the mail server behind it; what a test opens here is closed for it."""
+    """A shim and the mail server behind it.  The test's connections are closed at its end."""
 
     directory: Path
     shim: Shim
@@ -175,7 +175,7 @@ class Rig:
         return self.opened.enter_context(self.backend.accept())
 
     def pair(self, header: bytes = b"", source: str | None = None) -> tuple[Wire, Mta]:
-        """Open a session up to its greeting, with a PROXY *header* or without."""
+        """Open a session up to its greeting, with or without a PROXY *header*."""
         client = self.connect(source or (LISTED if header else STRANGER))
         client.send(header)
         mta = self.accept()
@@ -184,7 +184,7 @@ class Rig:
         return client, mta
 
     def relaxed_pair(self, header: bytes = b"") -> tuple[Wire, Mta]:
-        """Open a session up to the reply to EHLO, in which the MTA drops the right."""
+        """Open a session up to an EHLO reply that no longer offers XCLIENT."""
         client, mta = self.pair(header)
         client.send(b"EHLO client.test\r\n")
         mta.expect(b"EHLO client.test\r\n")
@@ -193,7 +193,7 @@ class Rig:
         return client, mta
 
     def story(self, count: int = 1) -> Mapping[str, Any]:
-        """Return what session_closed told of the *count*-th session that ended."""
+        """Return the session_closed event of the *count*-th session that ended."""
         return self.events.wait("session_closed", count=count)
 
 
@@ -224,5 +224,5 @@ def open_rig(
         cleanup.callback(shim.stop)
         opened = cleanup.enter_context(ExitStack())
         yield Rig(directory, shim, events, mta, opened)
-    # A session that ends by a defect of ours still ends well for the client.
+    # A defect may end a session in a way that looks right to the client.
     assert events.find("session_failed") == []

@@ -455,7 +455,8 @@ def test_a_check_on_a_unix_socket_has_no_address(unix_rig: Rig) -> None:
     proxy.send(LOCAL_CHECK)
     assert unix_rig.accept().introduce() == (
         b"XCLIENT ADDR=[UNAVAILABLE] PORT=[UNAVAILABLE]"
-        b" NAME=[UNAVAILABLE] REVERSE_NAME=[UNAVAILABLE]\r\n"
+        b" NAME=[UNAVAILABLE] REVERSE_NAME=[UNAVAILABLE]"
+        b" DESTADDR=[UNAVAILABLE] DESTPORT=[UNAVAILABLE]\r\n"
     )
     proxy.expect(GREETING)
 

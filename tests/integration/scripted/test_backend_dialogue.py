@@ -1,4 +1,4 @@
-"""Connect, greeting, EHLO, XCLIENT, fresh greeting: what passes, and in which words."""
+"""The dialogue that opens a backend: connect, greeting, EHLO, XCLIENT, fresh greeting."""
 
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -48,16 +48,14 @@ SELECTED = {
 
 
 def listed(rig: Rig) -> Wire:
-    """Connect as a proxy with a client."""
+    """Connect as a listed proxy, and send a PROXY header."""
     client = rig.connect(LISTED)
     client.send(v1())
     return client
 
 
 @pytest.mark.parametrize("greeting", GREETINGS.values(), ids=GREETINGS)
-def test_the_fresh_greeting_is_relayed_octet_for_octet(
-    rig: Rig, greeting: bytes
-) -> None:
+def test_the_fresh_greeting_is_relayed_byte_for_byte(rig: Rig, greeting: bytes) -> None:
     client = listed(rig)
     rig.accept().introduce(greeting=greeting)
     client.expect(greeting)
@@ -65,7 +63,7 @@ def test_the_fresh_greeting_is_relayed_octet_for_octet(
 
 
 @pytest.mark.parametrize("greeting", GREETINGS.values(), ids=GREETINGS)
-def test_the_first_greeting_is_ours_alone(rig: Rig, greeting: bytes) -> None:
+def test_the_first_greeting_is_not_relayed(rig: Rig, greeting: bytes) -> None:
     client = listed(rig)
     mta = rig.accept()
     mta.send(greeting)
@@ -76,7 +74,7 @@ def test_the_first_greeting_is_ours_alone(rig: Rig, greeting: bytes) -> None:
     client.expect(GREETING)
 
 
-def test_replies_may_come_in_single_octets(rig: Rig) -> None:
+def test_replies_may_arrive_byte_by_byte(rig: Rig) -> None:
     client = listed(rig)
     mta = rig.accept()
     mta.send_each_octet(GREETINGS["lines"])
@@ -92,7 +90,7 @@ def test_replies_may_come_in_single_octets(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("reply", [FIRST_GREETING, OFFER, GREETING])
-def test_a_reply_may_be_cut_anywhere(rig: Rig, reply: bytes) -> None:
+def test_a_reply_may_be_split_anywhere(rig: Rig, reply: bytes) -> None:
     for cut in range(1, len(reply)):
         with listed(rig) as client, rig.backend.accept() as mta:
             for step in (FIRST_GREETING, OFFER, GREETING):
@@ -104,7 +102,7 @@ def test_a_reply_may_be_cut_anywhere(rig: Rig, reply: bytes) -> None:
             client.expect(GREETING)
 
 
-def test_what_follows_the_fresh_greeting_is_delivered(rig: Rig) -> None:
+def test_a_reply_that_follows_the_fresh_greeting_is_relayed(rig: Rig) -> None:
     client = listed(rig)
     mta = rig.accept()
     mta.greet()
@@ -124,7 +122,7 @@ def test_only_offered_attributes_are_sent(
     assert rig.accept().introduce(offer) == command + b"\r\n"
 
 
-def test_the_command_is_under_512_octets(rig: Rig) -> None:
+def test_the_xclient_command_is_shorter_than_512_octets(rig: Rig) -> None:
     client = rig.connect(LISTED)
     longest = "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff"
     client.send(f"PROXY TCP6 {longest} {longest} 65535 65535\r\n".encode())
@@ -133,32 +131,32 @@ def test_the_command_is_under_512_octets(rig: Rig) -> None:
     assert len(xclient) < 512
 
 
-def test_a_connection_that_is_not_needed_is_ended_with_quit(rig: Rig) -> None:
+def test_a_backend_connection_that_is_no_longer_needed_is_ended_with_quit(
+    rig: Rig,
+) -> None:
     client = rig.connect()
     mta = rig.accept()
     mta.greet()
     client.close()
     mta.send(GREETING)
     mta.expect(b"QUIT\r\n")
-    mta.send(b"221 2.0.0 bye\r\n")  # it is read: no reset
+    mta.send(b"221 2.0.0 bye\r\n")  # the shim reads this, so it sends no reset
     assert mta.rest() == b""
     mta.close()
     assert rig.story()["outcome"] == "probed"
 
 
-# Ways to the backend.
+# Kinds of backend addresses.
 
 
-def test_a_unix_socket_will_do(rig_with: OpenRig, tmp_path: Path) -> None:
+def test_a_backend_can_be_a_unix_socket(rig_with: OpenRig, tmp_path: Path) -> None:
     rig = rig_with(backend=Backend(path=tmp_path / "mta"))
     client = listed(rig)
     assert rig.accept().introduce() == XCLIENT
     client.expect(GREETING)
 
 
-def test_a_unix_socket_that_is_not_there_is_a_421(
-    rig_with: OpenRig, tmp_path: Path
-) -> None:
+def test_a_missing_unix_socket_means_421(rig_with: OpenRig, tmp_path: Path) -> None:
     rig = rig_with(backend=Backend(path=tmp_path / "mta"))
     (tmp_path / "mta").unlink()
     assert listed(rig).last_words() == UNAVAILABLE
@@ -166,7 +164,9 @@ def test_a_unix_socket_that_is_not_there_is_a_421(
     assert failed["detail"] == f"unix:{tmp_path}/mta: No such file or directory"
 
 
-def test_a_full_unix_socket_is_waited_for(rig_with: OpenRig, tmp_path: Path) -> None:
+def test_the_shim_waits_for_a_unix_socket_whose_queue_is_full(
+    rig_with: OpenRig, tmp_path: Path
+) -> None:
     path = tmp_path / "mta"
     rig = rig_with(backend=Backend(path=path, backlog=0))
     with socket.socket(socket.AF_UNIX) as first:
@@ -178,14 +178,14 @@ def test_a_full_unix_socket_is_waited_for(rig_with: OpenRig, tmp_path: Path) -> 
         client.expect(GREETING)
 
 
-def test_an_ipv6_backend_will_do(rig_with: OpenRig) -> None:
+def test_a_backend_can_have_an_ipv6_address(rig_with: OpenRig) -> None:
     rig = rig_with(backend=Backend(host="::1"))
     client = listed(rig)
     assert rig.accept().introduce() == XCLIENT
     client.expect(GREETING)
 
 
-def test_a_name_will_do(rig_with: OpenRig) -> None:
+def test_a_backend_can_be_given_by_name(rig_with: OpenRig) -> None:
     backend = Backend()
     backend.name = f"localhost:{backend.port}"
     rig = rig_with(backend=backend)
@@ -194,13 +194,14 @@ def test_a_name_will_do(rig_with: OpenRig) -> None:
     client.expect(GREETING)
 
 
-def test_a_name_without_an_address_is_a_421(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+def test_a_backend_name_without_an_address_means_421(
+    rig_with: OpenRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def resolve(_: Dial) -> list[BackendAddress]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     resolve_with(monkeypatch, resolve)
+    rig = rig_with()
     assert listed(rig).last_words() == UNAVAILABLE
     failed = rig.events.wait("backend_failed", reason="backend_unreachable")
     assert failed["detail"] == f"{rig.backend.name}: Name or service not known"
@@ -208,7 +209,7 @@ def test_a_name_without_an_address_is_a_421(
 
 @contextmanager
 def refusing() -> Iterator[tuple[str, int]]:
-    """Return an address at which connections are refused."""
+    """Yield an address that refuses connections."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()
@@ -216,12 +217,12 @@ def refusing() -> Iterator[tuple[str, int]]:
 
 @contextmanager
 def hanging() -> Iterator[tuple[str, int]]:
-    """Return an address at which a connect is not answered."""
+    """Yield an address that does not answer connection attempts."""
     with ExitStack() as cleanup:
         full = cleanup.enter_context(socket.socket())
         full.bind(("127.0.0.1", 0))
         full.listen(0)
-        for _ in range(2):  # the kernel queues one more than asked for
+        for _ in range(2):  # the kernel queues one more than the backlog
             waiting = cleanup.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex(full.getsockname())
@@ -232,7 +233,7 @@ Dead = Callable[[], AbstractContextManager[tuple[str, int]]]
 
 
 @pytest.mark.parametrize("dead", [refusing, hanging])
-def test_a_dead_address_of_a_name_is_passed_over(
+def test_a_dead_address_of_a_backend_name_is_skipped(
     rig_with: OpenRig, monkeypatch: pytest.MonkeyPatch, dead: Dead
 ) -> None:
     with dead() as nowhere:
@@ -245,7 +246,7 @@ def test_a_dead_address_of_a_name_is_passed_over(
 
 
 @pytest.mark.parametrize("dead", [refusing, hanging])
-def test_a_backend_without_a_live_address_is_a_421(
+def test_a_backend_without_a_live_address_means_421(
     rig_with: OpenRig, monkeypatch: pytest.MonkeyPatch, dead: Dead
 ) -> None:
     with dead() as nowhere:
@@ -261,7 +262,7 @@ Resolve = Callable[[Dial], Awaitable[list[BackendAddress]]]
 
 
 def resolve_with(monkeypatch: pytest.MonkeyPatch, resolve: Resolve) -> None:
-    """Replace the lookup of a backend's name by *resolve*, for addresses too."""
+    """Replace the lookup of the backend by *resolve*, even if it is an address."""
     monkeypatch.setattr("proxyshim.backend.dial._known_addresses", lambda _: ())
     monkeypatch.setattr(Dial, "_resolve", resolve)
 

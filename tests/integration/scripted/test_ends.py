@@ -1,4 +1,4 @@
-"""Every close of ours: the last words can be read; and a drain harms no message."""
+"""When we close, the peer can read our last reply; and a drain harms no message."""
 
 import socket
 import threading
@@ -21,15 +21,15 @@ LOST = b"421 4.3.0 Connection to the mail server lost\r\n"
 SHUTTING_DOWN = b"421 4.3.2 Service shutting down, try again later\r\n"
 
 
-# A peer in the middle of writing can read why it has to stop.
+# A peer that is still writing can read why it has to stop.
 
 
-def test_who_writes_when_we_close_reads_our_reply(rig: Rig) -> None:
+def test_a_peer_that_is_writing_when_we_close_reads_our_reply(rig: Rig) -> None:
     client = forbidden(rig)
     for _ in range(90):
-        client.send(b"x" * 10_000)  # under 1 MB; not a glance at what came
+        client.send(b"x" * 10_000)  # under 1 MB in all, and the peer reads nothing
     client.finish()
-    assert client.rest() == FORBIDDEN  # and no reset behind it
+    assert client.rest() == FORBIDDEN  # and no reset follows
 
 
 def forbidden(rig: Rig) -> Wire:
@@ -40,7 +40,7 @@ def forbidden(rig: Rig) -> Wire:
     return client
 
 
-def test_who_writes_without_end_reads_our_reply_too(
+def test_a_peer_that_never_stops_writing_reads_our_reply_too(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxyshim.net.closing.LINGER_S", 0.3)
@@ -51,7 +51,7 @@ def test_who_writes_without_end_reads_our_reply_too(
     with suppress(ConnectionError):
         client.rest()
     assert bytes(client.received) == FORBIDDEN
-    # 1 MB, and what one read brings at most
+    # 1 MB, plus what one read returns at most
     assert 1_000_000 < rig.story()["octets_in"] < 2_000_000
 
 
@@ -67,7 +67,7 @@ def test_a_close_is_over_when_the_peer_has_closed(rig: Rig) -> None:
     assert rig.story()["duration_s"] < 1.5
 
 
-def test_a_client_that_ended_first_is_not_waited_for(
+def test_a_close_does_not_wait_for_a_client_that_has_ended_its_input(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxyshim.net.closing.LINGER_S", 3600.0)
@@ -81,7 +81,7 @@ def test_a_client_that_ended_first_is_not_waited_for(
     assert rig.story()["outcome"] == "completed"
 
 
-def test_content_that_goes_on_behind_our_421_is_read(rig: Rig) -> None:
+def test_content_that_continues_after_our_421_is_read(rig: Rig) -> None:
     client, mta = rig.relaxed_pair(v1())
     begin_content(client, mta)
     mta.close()
@@ -91,11 +91,11 @@ def test_content_that_goes_on_behind_our_421_is_read(rig: Rig) -> None:
     assert client.rest() == LOST
 
 
-# The answer to a message is not lost by a close.
+# A close does not lose the answer to a message.
 
 
 def slow_reader(rig: Rig) -> Wire:
-    """Connect with hardly any room for what is received."""
+    """Connect with a very small receive buffer."""
     host, _, port = rig.shim.address().rpartition(":")
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
@@ -105,7 +105,7 @@ def slow_reader(rig: Rig) -> Wire:
 
 
 def send_message_with_a_long_answer(rig: Rig) -> tuple[Wire, Mta, bytes]:
-    """Play up to a last 250 that does not fit into the client's receive buffer."""
+    """Play a session up to an answer that does not fit into the client's buffer."""
     client = slow_reader(rig)
     client.send(v1() + b"EHLO client.test\r\n")
     mta = rig.accept()
@@ -137,7 +137,7 @@ def test_a_slow_reader_gets_the_answer_to_its_message(
 ) -> None:
     monkeypatch.setattr("proxyshim.net.closing.LINGER_S", 0.1)
     client, _, answer = send_message_with_a_long_answer(rig)
-    send_what_is_taken(client, b"x" * more)
+    send_as_much_as_fits(client, b"x" * more)
     # Five times the limit of an ordinary close.
     assert rig.events.lacks("session_closed", for_s=0.5)
     client.expect(answer)
@@ -145,14 +145,14 @@ def test_a_slow_reader_gets_the_answer_to_its_message(
     assert rig.story()["messages"] == 1
 
 
-def send_what_is_taken(client: Wire, octets: bytes) -> None:
+def send_as_much_as_fits(client: Wire, octets: bytes) -> None:
     client.sock.settimeout(0.5)
     with suppress(TimeoutError):
         client.send(octets)
     client.sock.settimeout(LIMIT_S)
 
 
-def test_the_answer_is_not_held_for_ever(
+def test_a_close_waits_for_a_slow_reader_only_for_a_limited_time(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxyshim.net.closing.LINGER_S", 0.1)
@@ -161,7 +161,7 @@ def test_the_answer_is_not_held_for_ever(
     assert rig.story()["duration_s"] < 5
 
 
-def test_without_a_message_a_slow_reader_is_not_waited_for(
+def test_a_close_does_not_wait_for_a_slow_reader_without_a_message(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxyshim.net.closing.LINGER_S", 0.1)
@@ -181,7 +181,7 @@ def test_without_a_message_a_slow_reader_is_not_waited_for(
 # A drain.
 
 
-def test_an_idle_session_is_told_at_once(rig: Rig) -> None:
+def test_a_drain_ends_an_idle_session_at_once(rig: Rig) -> None:
     client, mta = rig.relaxed_pair()
     rig.shim.drain()
     assert client.last_words() == SHUTTING_DOWN
@@ -192,7 +192,7 @@ def test_an_idle_session_is_told_at_once(rig: Rig) -> None:
     assert rig.events.at_least("warning", "error") == []
 
 
-def test_new_connections_are_refused(rig: Rig) -> None:
+def test_a_drain_refuses_new_connections(rig: Rig) -> None:
     client, mta = rig.relaxed_pair()
     begin_content(client, mta)
     address = rig.shim.address()
@@ -202,7 +202,7 @@ def test_new_connections_are_refused(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("phase", ["header", "backend"])
-def test_a_session_that_is_not_open_yet_is_told_at_once(rig: Rig, phase: str) -> None:
+def test_a_drain_ends_an_unopened_session_at_once(rig: Rig, phase: str) -> None:
     client = rig.connect(LISTED)
     if phase == "backend":
         client.send(v1())
@@ -215,7 +215,7 @@ def test_a_session_that_is_not_open_yet_is_told_at_once(rig: Rig, phase: str) ->
         assert mta.rest() in (b"", b"QUIT\r\n")
 
 
-def test_a_connection_accepted_with_the_drain_is_told_at_once(rig: Rig) -> None:
+def test_a_connection_accepted_when_the_drain_begins_ends_at_once(rig: Rig) -> None:
     connected = threading.Event()
     rig.shim.begin(accept_and_drain(rig, connected))
     client = rig.connect(LISTED)
@@ -233,7 +233,7 @@ async def accept_and_drain(rig: Rig, connected: threading.Event) -> None:
         session.drain()
 
 
-def test_a_close_under_way_goes_on(rig: Rig) -> None:
+def test_a_close_that_has_begun_continues_during_a_drain(rig: Rig) -> None:
     client = rig.connect(LISTED)
     client.send(b"no header\r\n")
     client.expect(b"421 4.7.1 PROXY header expected, closing\r\n")
@@ -245,7 +245,7 @@ def test_a_close_under_way_goes_on(rig: Rig) -> None:
     assert client.rest() == b""
 
 
-def test_a_message_gets_its_answer_before_we_take_leave(rig: Rig) -> None:
+def test_a_message_gets_its_answer_before_the_drain_ends_its_session(rig: Rig) -> None:
     client, mta = rig.relaxed_pair()
     begin_content(client, mta)
     client.send(b"hello\r\n.\r\n")
@@ -259,7 +259,7 @@ def test_a_message_gets_its_answer_before_we_take_leave(rig: Rig) -> None:
     assert rig.story()["messages"] == 1
 
 
-def test_a_message_may_be_finished(rig_with: OpenRig) -> None:
+def test_a_message_may_be_finished_during_a_drain(rig_with: OpenRig) -> None:
     rig = rig_with(drain_timeout_s=LIMIT_S)
     client, mta = rig.relaxed_pair()
     client.send(b"MAIL FROM:<a@client.test>\r\n")
@@ -289,7 +289,7 @@ def test_a_message_that_does_not_end_in_time_is_cut_before_its_dot(
     assert mta.rest() == b"hello\r\n"
 
 
-def test_an_answer_that_takes_longer_than_the_drain_is_waited_for(
+def test_a_drain_waits_longer_than_its_limit_for_an_answer(
     rig_with: OpenRig,
 ) -> None:
     rig = rig_with(drain_timeout_s=0.1)
@@ -303,7 +303,7 @@ def test_an_answer_that_takes_longer_than_the_drain_is_waited_for(
     assert client.last_words() == QUEUED + SHUTTING_DOWN
 
 
-def test_the_421_does_not_overtake_an_owed_reply(rig: Rig) -> None:
+def test_the_421_of_a_drain_does_not_overtake_an_owed_reply(rig: Rig) -> None:
     client, mta = rig.relaxed_pair()
     client.send(b"NOOP\r\nVRFY a\r\n")
     mta.expect(b"NOOP\r\nVRFY a\r\n")
@@ -312,7 +312,7 @@ def test_the_421_does_not_overtake_an_owed_reply(rig: Rig) -> None:
     assert client.last_words() == b"250 a\r\n252 b\r\n" + SHUTTING_DOWN
 
 
-def test_a_pipelined_message_counts_as_begun(rig: Rig) -> None:
+def test_a_pipelined_message_counts_as_begun_in_a_drain(rig: Rig) -> None:
     client, mta = rig.relaxed_pair()
     client.send(ENVELOPE)
     mta.expect(ENVELOPE)
@@ -325,7 +325,7 @@ def test_a_pipelined_message_counts_as_begun(rig: Rig) -> None:
     assert client.last_words() == QUEUED + SHUTTING_DOWN
 
 
-def test_a_drain_at_the_moment_of_the_greeting_says_421_alone(
+def test_a_drain_at_the_moment_of_the_greeting_sends_only_the_421(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convey = Session._convey

@@ -114,7 +114,7 @@ def poisoned(rig: Rig) -> Wire:
     return client
 
 
-def nothing_passed(
+def check_nothing_passed(
     rig: Rig,
     client: Wire,
     mta: Mta,
@@ -122,7 +122,7 @@ def nothing_passed(
     reason: str | tuple[str, ...],
     level: str = "error",
 ) -> None:
-    """Check the reply, the log line, and that the backend got nothing of the client's."""
+    """Check the reply, the log line, and that the backend got no input of the client."""
     assert client.last_words() == reply
     if mta.sock.fileno() >= 0:
         assert mta.end() in (b"", b"QUIT\r\n")
@@ -140,10 +140,10 @@ def nothing_passed(
         assert rig.events.at_least("warning", "error") == []
         assert story["outcome"] == "client_refused"
     assert rig.backend.was_left_alone()
-    another_gets_a_new_connection(rig)
+    check_next_session_has_a_new_connection(rig)
 
 
-def another_gets_a_new_connection(rig: Rig) -> None:
+def check_next_session_has_a_new_connection(rig: Rig) -> None:
     with rig.connect(LISTED) as client:
         client.send(v1())
         with rig.backend.accept() as mta:
@@ -162,7 +162,7 @@ def test_a_backend_that_vanishes_during_the_handshake_means_421(
     # An immediate reset can come before our connect() has finished.
     early = step == "greeting" and vanish is Wire.reset
     reasons = ("backend_closed", "backend_unreachable") if early else "backend_closed"
-    nothing_passed(rig, client, mta, UNAVAILABLE, reasons)
+    check_nothing_passed(rig, client, mta, UNAVAILABLE, reasons)
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -172,7 +172,7 @@ def test_a_backend_that_closes_within_a_reply_means_421(rig: Rig, step: str) -> 
     STEPS[step](mta)
     mta.send(b"220-and now\r\n220 o")
     mta.close()
-    nothing_passed(rig, client, mta, UNAVAILABLE, "backend_closed")
+    check_nothing_passed(rig, client, mta, UNAVAILABLE, "backend_closed")
 
 
 @pytest.mark.parametrize("said", [b"", b"2", b"220-and now\r\n", b"220 and now"])
@@ -185,11 +185,11 @@ def test_a_backend_that_hangs_means_421(
     mta = rig.accept()
     STEPS[step](mta)
     mta.send(said)
-    nothing_passed(rig, client, mta, UNAVAILABLE, "backend_timeout")
+    check_nothing_passed(rig, client, mta, UNAVAILABLE, "backend_timeout")
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_octets_do_not_extend_the_time_for_a_reply(
+def test_a_reply_that_trickles_in_does_not_extend_its_time_limit(
     rig_with: OpenRig, step: str
 ) -> None:
     rig = rig_with(reply_timeout_s=0.2)
@@ -202,7 +202,7 @@ def test_octets_do_not_extend_the_time_for_a_reply(
             break
     else:
         pytest.fail("the shim did not time out")
-    nothing_passed(rig, client, mta, UNAVAILABLE, "backend_timeout")
+    check_nothing_passed(rig, client, mta, UNAVAILABLE, "backend_timeout")
 
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
@@ -215,7 +215,7 @@ def test_a_backend_that_sends_garbage_means_421(
     STEPS[step](mta)
     with suppress(ConnectionError):  # the shim does not read everything
         mta.send(garbage)
-    nothing_passed(rig, client, mta, UNAVAILABLE, "backend_bad_reply")
+    check_nothing_passed(rig, client, mta, UNAVAILABLE, "backend_bad_reply")
 
 
 @pytest.mark.parametrize(
@@ -227,8 +227,9 @@ def test_a_first_greeting_other_than_220_is_not_passed_on(
     client = poisoned(rig)
     mta = rig.accept()
     mta.send(greeting)
-    nothing_passed(rig, client, mta, UNAVAILABLE, "backend_greeting")
-    (error,) = rig.events.find("backend_failed")
+    check_nothing_passed(rig, client, mta, UNAVAILABLE, "backend_greeting")
+    # Another session, which shows that nobody else was connected, may have failed since.
+    (error,) = rig.events.find("backend_failed", reason="backend_greeting")
     assert greeting.strip().decode() in error["detail"]
 
 
@@ -238,7 +239,7 @@ def test_no_session_runs_if_xclient_is_not_offered(rig: Rig, answer: bytes) -> N
     mta = rig.accept()
     STEPS["ehlo"](mta)
     mta.send(answer)
-    nothing_passed(rig, client, mta, UNAVAILABLE, "xclient_not_offered")
+    check_nothing_passed(rig, client, mta, UNAVAILABLE, "xclient_not_offered")
     assert bytes(mta.received) == EHLO + b"QUIT\r\n"
 
 
@@ -248,7 +249,7 @@ def test_no_session_runs_if_xclient_is_refused(rig: Rig, answer: bytes) -> None:
     mta = rig.accept()
     mta.greet()
     mta.send(answer)
-    nothing_passed(rig, client, mta, UNAVAILABLE, "xclient_refused")
+    check_nothing_passed(rig, client, mta, UNAVAILABLE, "xclient_refused")
 
 
 @pytest.mark.parametrize("answer", CLIENT_REFUSALS)
@@ -257,7 +258,7 @@ def test_a_refusal_of_the_client_is_passed_on(rig: Rig, answer: bytes) -> None:
     mta = rig.accept()
     mta.greet()
     mta.send(answer)
-    nothing_passed(rig, client, mta, answer, "client_refused", level="info")
+    check_nothing_passed(rig, client, mta, answer, "client_refused", level="info")
 
 
 @pytest.mark.parametrize(
@@ -271,7 +272,7 @@ def test_an_unsolicited_reply_is_not_taken_for_an_answer(
     mta = rig.accept()
     STEPS[step](mta)
     mta.send(reply + b"220 mx.test too early\r\n")
-    nothing_passed(rig, client, mta, UNAVAILABLE, "backend_bad_reply")
+    check_nothing_passed(rig, client, mta, UNAVAILABLE, "backend_bad_reply")
     assert b"XCLIENT" not in mta.received
 
 

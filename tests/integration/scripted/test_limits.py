@@ -12,7 +12,7 @@ import pytest
 
 from proxyshim.net.connection import Connection
 from tests.integration.scripted.conftest import OpenRig
-from tests.integration.scripted.headers import LOCAL_CHECK, v1, v2
+from tests.integration.scripted.headers import v1, v2
 from tests.integration.scripted.mta import GREETING, Backend, Mta
 from tests.integration.scripted.process import Process
 from tests.integration.scripted.shim import (
@@ -195,14 +195,6 @@ def test_sessions_of_an_ipv6_client_count_for_its_network(shared: Rig) -> None:
     shared.pair(v2("2001:db8:1:2:a:b:c:d"))
     assert refused_as_one_too_many(shared, v2("2001:db8:1:2:ffff::"))
     shared.pair(v2("2001:db8:1:3::1"))
-
-
-def test_checks_count_for_their_proxy(shared: Rig) -> None:
-    shared.pair(LOCAL_CHECK)
-    shared.pair(v1("127.0.0.1"))  # not believed, so it counts as a check
-    assert refused_as_one_too_many(shared, LOCAL_CHECK)
-    shared.pair(LOCAL_CHECK, OTHER_PROXY)
-    shared.pair(v1())  # clients of the proxy are unaffected
 
 
 def test_a_client_that_was_shed_has_used_no_share(shared: Rig) -> None:

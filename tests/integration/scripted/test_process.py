@@ -1,4 +1,4 @@
-"""What takes a process: signals, exit codes, passed descriptors and running out of them."""
+"""What needs a real process: signals, exit codes, passed descriptors, a lack of them."""
 
 import os
 import select
@@ -209,23 +209,6 @@ def test_a_wrong_key_prevents_the_start(
     assert not path.exists()
 
 
-def test_a_port_in_use_prevents_the_start(tmp_path: Path, backend: Backend) -> None:
-    path = tmp_path / "front"
-    config = configure(tmp_path, backend, bind=[f"unix:{path}", backend.name])
-    fails_to_start(config, ["listener mx", f"bind = '{backend.name}'", "in use"])
-    assert not path.exists()
-
-
-def test_a_unix_socket_in_use_prevents_the_start(
-    tmp_path: Path, backend: Backend
-) -> None:
-    with closing(Backend(path=tmp_path / "front")) as other:
-        config = configure(tmp_path, backend, bind=other.name)
-        fails_to_start(config, [f"bind = '{other.name}'", "in use"])
-        with connect(other.name), other.accept():
-            pass  # the other process still listens
-
-
 def test_a_file_at_the_path_of_a_unix_socket_is_kept(
     tmp_path: Path, backend: Backend
 ) -> None:
@@ -242,17 +225,6 @@ def test_a_unix_path_that_is_too_long_prevents_the_start(
 ) -> None:
     path = tmp_path / ("x" * 120)
     fails_to_start(configure(tmp_path, backend, bind=f"unix:{path}"), ["too long"])
-
-
-def test_a_metrics_port_in_use_prevents_the_start(
-    tmp_path: Path, backend: Backend
-) -> None:
-    path = tmp_path / "front"
-    (tmp_path / "haproxy_hosts").write_text("")
-    extra = f'[metrics]\nbind = "{backend.name}"\n'
-    config = write_config(tmp_path, [listener(backend, bind=f"unix:{path}")], extra)
-    fails_to_start(config, [f"metrics.bind = '{backend.name}'", "in use"])
-    assert not path.exists()
 
 
 def test_a_missing_configuration_prevents_the_start(tmp_path: Path) -> None:

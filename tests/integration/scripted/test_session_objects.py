@@ -1,4 +1,4 @@
-"""A session's objects are freed with it, and a defect in one session harms no other."""
+"""A session's objects are freed when it ends, and a defect in it harms no other session."""
 
 import gc
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from proxyshim.smtp.guard import Guard
 from tests.integration.scripted.headers import v1
 from tests.integration.scripted.shim import LISTED, STRANGER, Rig
 
-OF_A_SESSION = {
+SESSION_TYPES = {
     Admission,
     BackendDialogue,
     Connection,
@@ -65,8 +65,8 @@ def find_no_backend(rig: Rig) -> None:
     assert client.last_words().startswith(b"421 4.3.0 Mail server not available")
 
 
-def is_of_a_session(one: object) -> bool:
-    return type(one) in OF_A_SESSION
+def is_session_object(one: object) -> bool:
+    return type(one) in SESSION_TYPES
 
 
 @pytest.mark.parametrize(
@@ -75,19 +75,19 @@ def is_of_a_session(one: object) -> bool:
 def test_a_session_leaves_nothing_for_the_garbage_collector(
     rig: Rig, live: Callable[[Rig], None]
 ) -> None:
-    """So it is freed when it ends, and the collector has nothing to do."""
+    """Its objects form no reference cycle, so they are freed when it ends."""
     gc.collect()
-    of_other_tests = {id(one): one for one in gc.get_objects() if is_of_a_session(one)}
+    older = {id(one): one for one in gc.get_objects() if is_session_object(one)}
     gc.disable()
     try:
         for _ in range(2):
             live(rig)
         rig.story(2)
-        with rig.shim.held():  # when it is back in the loop
+        with rig.shim.held():  # so that no callback of a session is still running
             left = [
                 type(one).__name__
                 for one in gc.get_objects()
-                if is_of_a_session(one) and id(one) not in of_other_tests
+                if is_session_object(one) and id(one) not in older
             ]
     finally:
         gc.enable()
@@ -95,7 +95,7 @@ def test_a_session_leaves_nothing_for_the_garbage_collector(
 
 
 @pytest.mark.parametrize("method", ["pass_command", "pass_reply"])
-def test_a_defect_while_octets_are_pumped_ends_one_session(
+def test_a_defect_while_bytes_are_relayed_ends_only_that_session(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     def fail(*_: object) -> bool:

@@ -32,13 +32,13 @@ def send_forbidden_header(rig: Rig, source: str = STRANGER) -> None:
     assert client.last_words().startswith(b"421 4.7.1 PROXY not allowed from")
 
 
-def loud(rig: Rig, event: str) -> int:
+def count_above_debug(rig: Rig, event: str) -> int:
     """Return how many events of that name are above debug."""
     return len([e for e in rig.events.find(event) if e["level"] != "debug"])
 
 
-def stories(rig: Rig, tries: int = TRIES) -> None:
-    """Check that each attempt has a line, and that all but the first are at debug."""
+def check_session_lines(rig: Rig, tries: int = TRIES) -> None:
+    """Check that each attempt has a line, and that all lines but one are at debug."""
     rig.story(tries)
     levels = [each["level"] for each in rig.events.find("session_closed")]
     assert sorted(levels) == ["debug"] * (tries - 1) + ["info"]
@@ -51,7 +51,7 @@ def test_a_proxy_that_is_not_listed_is_logged_once(rig: Rig) -> None:
             client.send(v1())
     for client in clients:
         client.last_words()
-    stories(rig)
+    check_session_lines(rig)
     [refused] = rig.events.find("header_refused")
     assert (refused["reason"], refused["level"]) == ("header_forbidden", "warning")
     assert rig.shim.server.metrics.refusals["header_forbidden"] == TRIES
@@ -62,7 +62,7 @@ def test_a_proxy_that_sends_no_header_is_logged_once(rig_with: OpenRig) -> None:
     clients = [rig.connect(LISTED) for _ in range(TRIES)]
     for client in clients:
         assert client.last_words() == b"421 4.4.2 PROXY timed out\r\n"
-    stories(rig)
+    check_session_lines(rig)
     [refused] = rig.events.find("header_refused")
     assert (refused["reason"], refused["level"]) == ("header_timeout", "warning")
 
@@ -72,7 +72,7 @@ def test_a_proxy_that_sends_rubbish_is_logged_once(rig: Rig) -> None:
         client = rig.connect(LISTED)
         client.send(b"EHLO proxy.test\r\n")
         client.last_words()
-    stories(rig)
+    check_session_lines(rig)
     assert len(rig.events.find("header_refused")) == 1
 
 
@@ -108,8 +108,8 @@ def test_the_count_is_logged_after_a_minute(rig: Rig) -> None:
     assert (suppressed["count"], suppressed["level"]) == (4, "warning")
     send_forbidden_header(rig)  # the next one is logged again
     rig.story(6)
-    assert loud(rig, "header_refused") == 2
-    assert loud(rig, "session_closed") == 2
+    assert count_above_debug(rig, "header_refused") == 2
+    assert count_above_debug(rig, "session_closed") == 2
 
 
 @pytest.mark.usefixtures("soon")
@@ -141,7 +141,11 @@ def test_strangers_with_many_addresses_fill_neither_log_nor_memory(
         "others",
     )
     assert suppressed["count"] == 25
-    assert loud(rig, "header_refused") == loud(rig, "session_closed") == 5
+    assert (
+        count_above_debug(rig, "header_refused")
+        == count_above_debug(rig, "session_closed")
+        == 5
+    )
 
 
 def test_the_addresses_of_an_ipv6_client_are_one_source(rig_with: OpenRig) -> None:
@@ -153,7 +157,7 @@ def test_the_addresses_of_an_ipv6_client_are_one_source(rig_with: OpenRig) -> No
         assert client.last_words().startswith(b"421 4.7.0 ")
     rig.story(10)
     assert len(rig.events.find("client_limited")) == 1
-    rig.shim.stop()  # this does not wait for the end of the minute
+    rig.shim.stop()  # reports the count before the minute is over
     suppressed = rig.events.wait("events_suppressed")
     assert (suppressed["reason"], suppressed["count"]) == ("too_many_from_client", 9)
     assert suppressed["source"] == "2001:db8:1:2::/64"
@@ -167,5 +171,7 @@ def test_a_dead_mail_server_is_reported_once_a_minute(rig_with: OpenRig) -> None
         assert rig.connect(STRANGER).last_words().startswith(b"421 4.3.0 ")
     rig.story(5)
     assert len(rig.events.find("backend_failed")) == 1
-    assert loud(rig, "session_closed") == 5  # each session of a client keeps its line
+    assert (
+        count_above_debug(rig, "session_closed") == 5
+    )  # each session of a client keeps its line
     assert rig.shim.server.metrics.backend_failures["backend_unreachable"] == 5

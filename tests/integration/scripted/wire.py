@@ -1,4 +1,4 @@
-"""One end of a connection, played by the test: sends and expects bytes, with time limits."""
+"""The test's end of a connection: it sends and expects bytes, with time limits."""
 
 import contextlib
 import re
@@ -82,7 +82,7 @@ class Wire:
         return b"".join(lines)
 
     def expect(self, octets: bytes) -> None:
-        """Read exactly these bytes, in whatever pieces they come."""
+        """Read exactly these bytes, however they are fragmented."""
         end = self._read + len(octets)
         while len(self.received) < end and self._receive():
             # Stop at the first wrong byte instead of waiting for the time limit.

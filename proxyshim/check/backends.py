@@ -1,0 +1,115 @@
+"""Which backends ``check`` has to ask, and in the name of which clients.
+
+A listed proxy may claim that its client has a certain address.  If the listener believes that
+(``session/trust.py``), it matters which rights the backend gives to that address.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from itertools import islice
+from typing import Final
+
+from proxyshim.addresses import Address, SocketName
+from proxyshim.allowlist import Network, read_network
+from proxyshim.backend.dial import BackendLimits, Dial
+from proxyshim.check.setup import is_loopback, takes_claims
+from proxyshim.config import Config, Listener
+from proxyshim.conveyance import BY_NAME
+from proxyshim.conveyance.contract import STRANGER, STRANGER_V6, Conveyance
+from proxyshim.net.reactor import Reactor
+from proxyshim.session.trust import Trust
+
+# How many of a listener's believed_claims we ask about.
+MAX_BELIEVED_ASKED: Final = 12
+_MAX_FIRST_HOSTS: Final = 16
+
+# RFC 1918 and RFC 4193: one address of each network.
+PRIVATE: Final[Mapping[Address, str]] = {
+    ip_address("10.0.0.1"): "10.0.0.0/8",
+    ip_address("172.16.0.1"): "172.16.0.0/12",
+    ip_address("192.168.0.1"): "192.168.0.0/16",
+    ip_address("fd00::1"): "fc00::/7",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An address that a listed proxy may claim for its client, and the network it stands for."""
+
+    address: Address
+    network: str
+    explicit: bool  # from believed_claims
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A backend, the listeners that use it in the same way, and the claims that they believe."""
+
+    dial: Dial
+    conveyance: Conveyance
+    listeners: tuple[Listener, ...]
+    claims: tuple[Claim, ...]
+
+    @property
+    def name(self) -> SocketName:
+        """The backend as the configuration names it."""
+        return self.dial.name
+
+    @property
+    def clients(self) -> tuple[Address, ...]:
+        """The clients in whose name we ask: two strangers and the believed claims."""
+        claimed = (claim.address for claim in self.claims)
+        return tuple(dict.fromkeys((STRANGER, STRANGER_V6, *claimed)))
+
+
+async def find_backends(config: Config, reactor: Reactor) -> list[Backend]:
+    """Return each backend once for each set of limits and each conveyance that listeners use."""
+    shared: dict[tuple[SocketName, BackendLimits, str], list[Listener]] = {}
+    for listener in config.listeners:
+        limits = BackendLimits.from_listener(listener)
+        key = (listener.backend, limits, listener.settings.convey)
+        shared.setdefault(key, []).append(listener)
+    backends = []
+    for (name, limits, convey), listeners in shared.items():
+        dial = Dial(reactor, name, limits)
+        claims = await _find_claims(dial, listeners)
+        backends.append(Backend(dial, BY_NAME[convey], tuple(listeners), claims))
+    return backends
+
+
+async def _find_claims(dial: Dial, listeners: list[Listener]) -> tuple[Claim, ...]:
+    claims: dict[Address, Claim] = {}
+    for listener in filter(takes_claims, listeners):
+        own: frozenset[Address] = frozenset()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(dial.limits.connect_timeout_s):
+                own = await dial.ip_addresses()
+        trust = Trust(
+            listener.untrusted_claims, listener.believed_claims, own, listener.allowlist
+        )
+        for claim in _claims_to_ask(listener, trust):
+            claims.setdefault(claim.address, claim)
+    return tuple(claims.values())
+
+
+def _claims_to_ask(listener: Listener, trust: Trust) -> Iterator[Claim]:
+    networks = map(read_network, listener.settings.believed_claims)
+    others = (network for network in networks if not is_loopback(network))
+    for network in islice(others, MAX_BELIEVED_ASKED):
+        for address in _first_hosts(network):
+            if trust.believes(address, None):
+                yield Claim(address, str(network), explicit=True)
+                break
+    for address, private in PRIVATE.items():
+        if trust.believes(address, None):
+            yield Claim(address, private, explicit=False)
+
+
+def _first_hosts(network: Network) -> Iterator[Address]:
+    """Yield addresses to ask about: several, because proxies among them are not believed."""
+    count = network.num_addresses
+    for number in range(min(1, count - 1), min(_MAX_FIRST_HOSTS, count)):
+        yield network[number]

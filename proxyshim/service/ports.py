@@ -1,0 +1,147 @@
+"""All listening sockets of the process: for mail, for agent checks and for the metrics."""
+
+import asyncio
+import socket
+from collections.abc import Collection, Sequence
+from functools import partial
+from typing import Any
+
+from proxyshim.addresses import read_socket_name
+from proxyshim.config import Config
+from proxyshim.service.acceptor import Acceptor
+from proxyshim.service.metrics_port import MetricsPort
+from proxyshim.service.opening import OptionalSocket, UseSockets, Wanted, open_all
+from proxyshim.service.sockets import ListeningSocket, SocketSource
+
+
+class Ports:
+    """Opens, pauses and closes the sockets; what accepts on them is given."""
+
+    def __init__(
+        self, smtp: Acceptor, agent: Acceptor, metrics: MetricsPort, log: Any
+    ) -> None:
+        """Use these to accept; nothing is open before ``open``."""
+        self._smtp = smtp
+        self._agent = agent
+        self._metrics = metrics
+        self._log = log
+        self._missing: list[OptionalSocket] = []
+        self._opening: list[asyncio.Task[None]] = []  # what is missing, while we serve
+        self._is_serving = False
+        # Whether another process serves those of our sockets that have a path: a predecessor
+        # until we serve, later a successor.
+        self._has_served = self._is_handed_over = False
+
+    async def open(self, config: Config, source: SocketSource, *, waits: bool) -> None:
+        """Open what *config* names; if it *waits*, try for ``bind_timeout_s``.
+
+        Raises ConfigError if a listener's *bind* cannot be opened.
+        """
+        binds = [
+            (
+                listener.settings.name,
+                Wanted(
+                    f"listener {listener.settings.name}: bind",
+                    bind,
+                    int(listener.settings.unix_mode, 8),
+                    listener.settings.bind_timeout_s if waits else 0.0,
+                ),
+            )
+            for listener in config.listeners
+            for bind in listener.binds
+        ]
+        found = await open_all(source, [wanted for _, wanted in binds], self._log)
+        for (name, _), listening in zip(binds, found, strict=True):
+            for each in listening:
+                self._smtp.add(name, each)
+                self._log.info("listener_opened", listener=name, address=each.address)
+        for listener in config.listeners:
+            if listener.agent_bind is not None:
+                name, mode = listener.settings.name, int(listener.settings.unix_mode, 8)
+                key = f"listener {name}: agent_bind"
+                await self._open_optional(
+                    source,
+                    Wanted(key, listener.agent_bind, mode),
+                    partial(self._answer_agents_on, name),
+                )
+        if config.metrics is not None:
+            bind = read_socket_name(config.metrics.bind)
+            await self._open_optional(
+                source, Wanted("metrics.bind", bind, 0o600), self._metrics.use
+            )
+
+    async def _open_optional(
+        self, source: SocketSource, wanted: Wanted, use: UseSockets
+    ) -> None:
+        optional = OptionalSocket(source, wanted, use, self._log)
+        if not await optional.open():
+            self._missing.append(optional)
+
+    def _answer_agents_on(
+        self, listener: str, listening: Sequence[ListeningSocket]
+    ) -> None:
+        for each in listening:
+            self._agent.add(listener, each)
+            self._log.info("agent_opened", listener=listener, address=each.address)
+        if self._is_serving:
+            self._agent.resume()
+
+    def sockets(self) -> dict[str, socket.socket]:
+        """Return every socket by the key under which a successor looks it up."""
+        accepting = self._smtp.sockets + self._agent.sockets
+        found = {listening.key: listening.sock for _, listening in accepting}
+        return found | self._metrics.sockets()
+
+    def serve(self) -> None:
+        """Accept connections from now on, or again."""
+        self._is_serving = self._has_served = True
+        self._is_handed_over = False
+        self._metrics.resume()
+        self._smtp.resume()
+        self._agent.resume()
+        loop = asyncio.get_running_loop()
+        self._opening = [loop.create_task(each.open_later()) for each in self._missing]
+
+    def hand_over(self) -> None:
+        """Leave all new connections to a successor."""
+        self._stop_serving()
+        self._is_handed_over = True
+        self._smtp.pause()
+        self._agent.pause()
+        self._metrics.pause()
+
+    def close_unserved(self, keys: Collection[str]) -> None:
+        """Close the sockets for which a successor has no use.
+
+        Nobody accepts on them any more, so clients would wait for a greeting that never comes.
+        """
+        for acceptor in (self._smtp, self._agent):
+            for pair in [each for each in acceptor.sockets if each[1].key in keys]:
+                acceptor.sockets.remove(pair)
+                pair[1].close()
+        self._metrics.close(keys)
+
+    def close_to_clients(self) -> None:
+        """Accept no more clients.  Agent checks are answered to the end, unless handed over."""
+        self._stop_serving()
+        self._release(self._smtp)
+        if self._is_handed_over:
+            self._release(self._agent)
+
+    def close(self) -> None:
+        """Close everything."""
+        self._stop_serving()
+        self._release(self._smtp)
+        self._release(self._agent)
+        self._metrics.close()
+
+    def _stop_serving(self) -> None:
+        """Open nothing more, because nobody would serve it."""
+        self._is_serving = False
+        for task in self._opening:
+            task.cancel()
+
+    def _release(self, acceptor: Acceptor) -> None:
+        for listening in acceptor.release():
+            is_predecessors = listening.inherited and not self._has_served
+            listening.close(leave_path=self._is_handed_over or is_predecessors)
