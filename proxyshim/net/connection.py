@@ -6,7 +6,9 @@ socket is registered once (``reactor.py``).
 """
 
 import contextlib
+import errno
 import fcntl
+import os
 import socket
 import struct
 import termios
@@ -16,12 +18,14 @@ from typing import Final
 
 from proxyshim.addresses import Endpoint, read_socket_address
 from proxyshim.net.fiber import Waiter, get_waiter
-from proxyshim.net.reactor import ENDED, READABLE, WRITABLE, Reactor
+from proxyshim.net.reactor import ENDED, READABLE, URGENT, WRITABLE, Reactor
 
 # Each recv() allocates this many bytes and shrinks the result, so the unused part is free again
 # before the next read.  The C library asks the kernel for each piece above 128 kB, which takes
 # far longer.
 _READ_OCTETS: Final = 65_536
+_UNUSUAL: Final = ENDED | URGENT
+_TCP_CLOSE: Final = 7  # include/net/tcp_states.h
 
 
 class Connection:
@@ -42,10 +46,12 @@ class Connection:
         "_readable",
         "_shut",
         "_sock",
+        "_urgent",
         "_waiter",
         "backlog_octets",
         "closed",
         "descriptor",
+        "octets_given",
         "octets_received",
         "octets_sent",
         "paused",
@@ -80,11 +86,15 @@ class Connection:
         self._failure: Exception | None = None  # raised by our own code in a callback
         self._readable = may_be_readable
         self._ended = False  # the other end shut down or reset: a read will show which
+        self._urgent = (
+            False  # has ever come: a short read does not mean that all was read
+        )
         self.paused = False
         self._pump_is_scheduled = False
         self._shut = False
         self.backlog_octets = 0
         self.octets_received = 0
+        self.octets_given = 0
         self.octets_sent = 0
         self.write_failed = False
         self.closed = False
@@ -99,8 +109,12 @@ class Connection:
 
     def on_events(self, events: int) -> None:
         """Take the events that the reactor reports."""
-        if events & ENDED:
-            self._ended = self._readable = True
+        if events & _UNUSUAL:
+            self._readable = True
+            if events & ENDED:
+                self._ended = True
+            if events & URGENT:
+                self._urgent = True
         elif events & READABLE:
             self._readable = True
         if self._backlog is not None and events & WRITABLE:
@@ -131,10 +145,11 @@ class Connection:
             return None
         count = len(data)
         self.octets_received += count
-        # A short read of a stream has taken all there was (epoll(7)), except its end.
+        # A short read of a stream has taken all there was (epoll(7)), except its end, and except
+        # what follows urgent data.
         if count == 0:
             self._ended = True
-        self._readable = self._ended or count == max_octets
+        self._readable = count == max_octets or self._ended or self._urgent
         return data
 
     def peek(self, max_octets: int) -> bytes | None:
@@ -206,16 +221,17 @@ class Connection:
             self._on_data = None  # the end is reported once
         on_data(data)
         if self._readable and not self.paused:
-            if len(data) == _READ_OCTETS:
-                self.resume_reading()
-            else:
+            if len(data) < _READ_OCTETS and self._ended:
                 self._pump()  # only the end is left to read, so report it at once
+            else:
+                self.resume_reading()
 
     # Writing.
 
     def send(self, data: bytes) -> None:
         if self.write_failed or self.closed or not data:
             return
+        self.octets_given += len(data)
         if self._backlog is not None:
             self._backlog.append(data)
             self.backlog_octets += len(data)
@@ -285,14 +301,30 @@ class Connection:
         if self._backlog is None:
             _shut_down_sending(self._sock)
 
-    def unacknowledged_octets(self) -> int:
+    def drop_unsent(self) -> int:
+        dropped = self.octets_given - self.octets_sent
+        self.octets_given = self.octets_sent
+        self._outbox = b""
+        if self._backlog is not None:
+            self._backlog = None
+            self.backlog_octets = 0
+            self._shut = False  # it was waiting for the backlog
+        return dropped
+
+    def octets_acknowledged(self) -> int:
         if self.write_failed or self.closed:
-            return 0
-        try:
-            raw = fcntl.ioctl(self.descriptor, termios.TIOCOUTQ, b"\0\0\0\0")
-        except OSError:
-            return self.backlog_octets
-        return self.backlog_octets + int(struct.unpack("i", raw)[0])
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+        raw = fcntl.ioctl(self.descriptor, termios.TIOCOUTQ, b"\0\0\0\0")
+        queued: int = struct.unpack("i", raw)[0]
+        if not queued or self._sock.family == socket.AF_UNIX:
+            # On a unix socket the other end has all of it; what is counted is memory.
+            return self.octets_sent
+        [state] = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        if state == _TCP_CLOSE:  # a reset: nothing is acknowledged any more
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+        # The end of our stream counts as one octet of the queue.
+        ends = self._shut and self._backlog is None
+        return self.octets_sent + ends - queued
 
     # The end.
 
@@ -310,7 +342,7 @@ class Connection:
             self._sock.close()
 
     def detach(self) -> socket.socket:
-        assert self.octets_sent + self.backlog_octets + len(self._outbox) == 0
+        assert self.octets_given == 0
         self.stop_reading()
         self.closed = True
         self.reactor.release(self.descriptor)

@@ -33,8 +33,10 @@ READABLE: Final = select.EPOLLIN
 WRITABLE: Final = select.EPOLLOUT
 # The other end has shut down or reset; reading shows which.
 ENDED: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+# Urgent data (TCP's out-of-band octet): a read stops in front of it, although more has arrived.
+URGENT: Final = select.EPOLLPRI
 
-_EDGES: Final = READABLE | WRITABLE | select.EPOLLRDHUP | select.EPOLLET
+_EDGES: Final = READABLE | WRITABLE | URGENT | select.EPOLLRDHUP | select.EPOLLET
 _EVENTS_A_TURN: Final = 256
 _RETRY_S: Final = 0.2  # after something failed that must not
 
@@ -47,7 +49,7 @@ class Watched(Protocol):
     """The owner of a watched socket."""
 
     def on_events(self, events: int) -> None:
-        """Take READABLE, WRITABLE and ENDED, in any combination."""
+        """Take READABLE, WRITABLE, ENDED and URGENT, in any combination."""
 
     def fail(self, error: Exception) -> None:
         """End the session, because ``on_events`` raised *error*."""
@@ -73,13 +75,14 @@ class Reactor:
         """Join *loop*.  Raises OSError when there is no descriptor left."""
         self.loop = loop
         self.time = loop.time
-        self.deadlines = Deadlines(loop)
+        self.deadlines = Deadlines(loop, self._has_caught_up)
         self.memory = MemoryWatch(loop.time)
         # ``with reactor.limit(seconds):`` raises TimeoutError when the body takes longer.
         self.limit = partial(Limit, self.deadlines)
         self._epoll = select.epoll()
         self._watched: dict[int, Watched] = {}
         self._in_turn = False
+        self._is_behind = False  # the last turn did not take all events
         # Of this turn: new descriptors, postponed calls, and connections with output.
         self._added: set[int] = set()
         self._postponed: list[tuple[Callable[[], None], OnFailure]] = []
@@ -90,6 +93,7 @@ class Reactor:
         """Leave the loop.  Close what is left: connections that linger in the background."""
         for owner in list(self._watched.values()):
             owner.close()
+        self.deadlines.close()  # so that what lingers ends now
         self.loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
 
@@ -159,7 +163,9 @@ class Reactor:
 
     def _dispatch_events(self) -> None:
         find, added = self._watched.get, self._added
-        for descriptor, events in self._epoll.poll(0, _EVENTS_A_TURN):
+        found = self._epoll.poll(0, _EVENTS_A_TURN)
+        self._is_behind = len(found) == _EVENTS_A_TURN
+        for descriptor, events in found:
             # An owner notified earlier in this turn may have closed another of these sockets, and
             # a socket opened since may have its number: then the events are not about the new one.
             if descriptor in added or (owner := find(descriptor)) is None:
@@ -195,6 +201,9 @@ class Reactor:
         except Exception as error:  # noqa: BLE001 - as above
             self._report(error)
             self.loop.call_later(_RETRY_S, self._look_again)
+
+    def _has_caught_up(self) -> bool:
+        return not self._is_behind
 
     def _report(self, error: Exception) -> None:
         self.loop.call_exception_handler(

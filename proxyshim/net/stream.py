@@ -32,6 +32,7 @@ class Stream(Protocol):
 
     reactor: Reactor
     octets_received: int
+    octets_given: int  # to ``send``, which makes it the position in the output
     octets_sent: int  # taken by the kernel
     backlog_octets: int  # given to ``send``, and not yet taken by the kernel
     write_failed: bool
@@ -94,11 +95,14 @@ class Stream(Protocol):
     def end_sending(self) -> None:
         """Shut down our sending side after everything that was given to ``send``."""
 
-    def unacknowledged_octets(self) -> int:
-        """Return how much of our output the other end's TCP has not acknowledged.
+    def drop_unsent(self) -> int:
+        """Forget what the kernel has not taken; return how many octets that is."""
 
-        Call it after ``end_sending``, because output that waits for the end of the turn is not
-        counted.
+    def octets_acknowledged(self) -> int:
+        """Return how much of our output the other end's TCP has, or the other end of a pipe.
+
+        That is a position in the output, as ``octets_given`` is.  Raises OSError when the
+        connection is gone.
         """
 
     # The end.

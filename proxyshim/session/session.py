@@ -33,7 +33,7 @@ from proxyshim.session.shares import (
     OVER_A_LIMIT,
     share_of,
 )
-from proxyshim.session.timing import FINAL_REPLY_S, RelayLimits
+from proxyshim.session.timing import RelayLimits
 from proxyshim.smtp import replies
 from proxyshim.smtp.guard import Guard, Rules
 from proxyshim.smtp.verbs import Refusal
@@ -167,7 +167,10 @@ class Session:
                     record.phase = Phase.RELAY
                     if reports.failing:
                         reports.backend_recovered(record)
-                    await self._run_relay(identity, backend)
+                    self._relay = self._begin_relay(identity, backend)
+                    # Early data is passed on by now, and not kept for the session's life.
+                    del backend
+                    self._judge_end(await self._relay.wait(), self._relay)
                 case HandedOff():
                     record.outcome = Outcome.COMPLETED
             return b""
@@ -241,7 +244,7 @@ class Session:
 
     # Relay: until both directions are done.
 
-    async def _run_relay(self, identity: Identity, backend: Relayed) -> None:
+    def _begin_relay(self, identity: Identity, backend: Relayed) -> Relay:
         record, settings = self._record, self._shared.listener.settings
         if self._draining:
             raise asyncio.CancelledError
@@ -257,22 +260,26 @@ class Session:
                 starttls_offered=backend.starttls_offered,
             )
         )
-        limits = RelayLimits(settings.idle_timeout_s, settings.drain_timeout_s)
-        self._relay = relay = Relay(
+        limits = RelayLimits(
+            settings.idle_timeout_s,
+            settings.drain_timeout_s,
+            settings.drain_opaque_timeout_s,
+        )
+        relay = Relay(
             self._client,
             backend.stream,
             guard,
             limits,
             self._refuse_command,
+            self._refuse_header,
             self._shared.dial.last_reply,
         )
-        if admission.watch is not None and admission.is_undecided:
-            relay.watch_first_octets(admission.watch, self._refuse_header)
         record.backend_port = backend.local_port
         self._client.send(backend.greeting.raw)
         self._shared.reports.metrics.greeting_s.observe(record.age_s)
-        end = await relay.run(admission.early, backend.early)
-        self._judge_end(end, relay, guard)
+        watch = admission.watch if admission.is_undecided else None
+        relay.begin(admission.early, backend.early, watch)
+        return relay
 
     def _refuse_command(self, reason: Reason) -> None:
         self._shared.reports.command_refused(self._record, reason)
@@ -280,9 +287,11 @@ class Session:
     def _refuse_header(self, error: PeerError) -> bytes:
         return self._shared.reports.peer_refused(self._record, error)
 
-    def _judge_end(self, end: End, relay: Relay, guard: Guard) -> None:
+    def _judge_end(self, end: End, relay: Relay) -> None:
         """Record how the relay ended."""
         record, reports = self._record, self._shared.reports
+        guard = record.guard
+        assert guard is not None
         self._backend_closed = end is End.BACKEND_CLOSED
         if relay.cut_in is not None:
             record.outcome, record.reason = Outcome.CUT, guard.end_reason
@@ -313,14 +322,8 @@ class Session:
             self._client.flush()
             return
         self._quit_backend()
-        guard = self._record.guard
-        may_owe_acknowledgement = guard is not None and (
-            guard.messages_accepted > 0 or guard.is_opaque
-        )
-        await close_gently(
-            self._client,
-            until_acknowledged_s=FINAL_REPLY_S if may_owe_acknowledgement else 0.0,
-        )
+        final_octets = self._relay.final_octets if self._relay is not None else 0
+        await close_gently(self._client, final_octets=final_octets)
 
     def _may_linger(self) -> bool:
         """Return True if a client over a limit may still wait for a careful close.
@@ -335,7 +338,15 @@ class Session:
     def _quit_backend(self) -> None:
         if self._backend is not None:
             guard = self._record.guard
-            if guard is None or (guard.can_quit and not guard.backend_quitting):
+            # What the backend has not taken must not complete a message after the session, and a
+            # client that is lost must not complete one at all.
+            is_cut = (
+                self._backend.backlog_octets > 0
+                or self._record.outcome is Outcome.CLIENT_LOST
+            ) and self._backend.drop_unsent() > 0
+            if guard is None or not (
+                is_cut or guard.backend_quitting or not guard.can_quit
+            ):
                 self._backend.send(b"QUIT\r\n")
             self._close_backend()
 

@@ -140,6 +140,7 @@ class BackendReader:
         if dialogue.mode is _STRICT:
             # From here on we do not know what the backend reads, so the state never changes.
             dialogue.state = _UNDECIDED
+            dialogue.odd_dot_end = 0
             dialogue.end(Reason.REPLY_OUT_OF_PLACE, replies.OUT_OF_STEP)
         else:
             self._relaxed.stop_tracking()
@@ -158,6 +159,7 @@ class BackendReader:
             # The server took the odd dot for the end, so what followed it are commands.
             dialogue.state = _COMMAND
             dialogue.note_reply(Kind.CONTENT, reply.code)
+            dialogue.milestone = len(dialogue.to_client)
             self._relaxed.read_kept_copy()
         elif dialogue.mode is _STRICT and dialogue.farewell is not None:
             dialogue.end(dialogue.farewell.reason)
@@ -167,7 +169,9 @@ class BackendReader:
             # A failure that nobody asked for is how a server takes its leave.
             own = replies.OUT_OF_STEP if reply.code < 400 else b""
             dialogue.end(Reason.REPLY_UNASKED, own)
-        elif dialogue.state is State.CONTENT and not reply.positive:
+        elif dialogue.state is State.CONTENT and reply.positive:
+            dialogue.odd_dot_end = 0
+        elif dialogue.state is State.CONTENT:
             # The server discards the rest up to the final dot, and does not reply again.
             dialogue.answered_early = True
             dialogue.mail_accepted = False

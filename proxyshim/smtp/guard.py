@@ -64,6 +64,7 @@ from proxyshim.errors import Reason
 from proxyshim.smtp import replies
 from proxyshim.smtp.backend_replies import BackendReader
 from proxyshim.smtp.dialogue import MAX_OWED, Dialogue, Mode, State, Transaction
+from proxyshim.smtp.final_replies import FinalReplies
 from proxyshim.smtp.passing import (
     COMMAND_START_OCTETS,
     RELAXED_COMMANDS,
@@ -101,6 +102,7 @@ class Guard:
         "_relaxed",
         "_strict",
         "farewell",
+        "finals",
         "refused",
         "to_backend",
         "to_client",
@@ -113,6 +115,7 @@ class Guard:
         self._relaxed = RelaxedReader(dialogue)
         self._backend = BackendReader(dialogue, self._strict, self._relaxed)
         self._client_closed = False
+        self.finals = FinalReplies(dialogue, self._relaxed)
         # The backend's 421, for the log.
         self.farewell: str | None = None
         self.to_backend = dialogue.to_backend
@@ -229,6 +232,7 @@ class Guard:
             return False
         kind, dialogue.state = shortcut
         dialogue.owed.append(kind)
+        dialogue.forwarded += len(data)
         return True
 
     def from_client(self, data: bytes) -> None:
@@ -264,14 +268,16 @@ class Guard:
 
         It answers the first of these.  Our own replies that are owed after that one are dropped,
         because the client would take them for its answer; except a 421, which may answer anything.
+        Without a *reply*, nothing is delivered.
         """
         dialogue = self._dialogue
         dialogue.deliver_first()
         last = dialogue.owed[-1] if dialogue.owed else None
         dialogue.owed.clear()
+        dialogue.odd_dot_end = 0
         if dialogue.end_reason is None:
             dialogue.end(reason, reply)
-        elif last is not None:
+        elif last is not None and reply:
             if isinstance(last, bytes) and last.startswith(b"421"):
                 reply = last
             dialogue.deliver_own(reply)

@@ -73,6 +73,7 @@ def pass_content(dialogue: Dialogue, data: bytes) -> bool:
     """
     if dialogue.screening or not dialogue.scanner.skim(data):
         return False
+    dialogue.forwarded += len(data)
     if data.endswith(CONTENT_END):
         dialogue.end_content()
     return True

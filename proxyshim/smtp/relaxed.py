@@ -66,8 +66,8 @@ class RelaxedReader:
             and dialogue.end_reason is None
         ):
             position = _READERS[dialogue.state](self, data, position, forwarded)
-        if dialogue.mode is Mode.OPAQUE:
-            self._forward(data, position, len(data), forwarded)
+        if dialogue.mode is Mode.OPAQUE and not forwarded and position < len(data):
+            dialogue.to_backend.append(data[position:])  # not counted any more
 
     def read_kept_copy(self) -> None:
         """Read what was forwarded before we could know what it is."""
@@ -79,7 +79,13 @@ class RelaxedReader:
             self.stop_tracking()
             return
         data, position = copy.take()
+        dialogue = self._dialogue
+        counted = dialogue.forwarded
+        dialogue.forwarded -= (
+            len(data) - position
+        )  # so that ends are found where they are
         self.read(data, position, forwarded=True)
+        dialogue.forwarded = counted
         if self.kept_copy is None:
             self._rereads = 0
 
@@ -87,12 +93,17 @@ class RelaxedReader:
         """Make the session opaque, which is safe only because it is relaxed."""
         dialogue = self._dialogue
         dialogue.mode = Mode.OPAQUE
+        dialogue.odd_dot_end = 0
+        dialogue.unanswered = self.is_ahead or any(
+            isinstance(owed, Kind) for owed in dialogue.owed
+        )
         self.kept_copy, self.line_start = None, b""
         # Our own replies have lost their place in the queue, except those that are first.
         dialogue.deliver_first()
         dialogue.owed.clear()
 
     def _forward(self, data: bytes, start: int, end: int, forwarded: bool) -> None:
+        self._dialogue.forwarded += end - start
         if not forwarded and start < end:
             self._dialogue.to_backend.append(data[start:end])
 
@@ -118,6 +129,9 @@ class RelaxedReader:
                 dialogue.refuse(row.always)
             else:
                 self.line_start = b""
+                if row.kind is Kind.BDAT:  # the message may end here
+                    self._forward(data, unsent, end, forwarded)
+                    unsent = end
                 self._note_command(row, line)
             position = end
         self._forward(data, unsent, position, forwarded)
@@ -174,6 +188,8 @@ class RelaxedReader:
         self._dialogue.owed.append(Kind.BDAT_LAST if last else Kind.BDAT)
         if self._chunk_left:
             self._dialogue.state = State.CHUNK
+        elif last:
+            self._dialogue.note_message_end()
 
     def _read_chunk(self, data: bytes, start: int, forwarded: bool) -> int:
         end = min(len(data), start + self._chunk_left)
@@ -181,6 +197,8 @@ class RelaxedReader:
         self._chunk_left -= end - start
         if not self._chunk_left:
             self._dialogue.state = State.COMMAND
+            if self._dialogue.owed[-1:] == [Kind.BDAT_LAST]:
+                self._dialogue.note_message_end()
         return end
 
     def _read_content(self, data: bytes, start: int, forwarded: bool) -> int:
@@ -190,6 +208,9 @@ class RelaxedReader:
         end, dot = dialogue.scanner.scan(data, start, len(data))
         if dot is Dot.ODD:
             after_odd_dot = end
+            dialogue.odd_dot_end = (
+                dialogue.odd_dot_end or dialogue.forwarded + end - start
+            )
             end, dot = dialogue.scanner.scan(data, end, len(data))
         self._forward(data, start, end, forwarded)
         if dot is Dot.END:

@@ -123,7 +123,7 @@ class StrictReader:
             self._end_at_verb(Reason.VERB_IN_AUTH)
             return position
         self._note_dot(line)
-        self._dialogue.to_backend.append(line)
+        self._dialogue.forward(line)
         self._dialogue.owed.append(Kind.AUTH)
         self._dialogue.state = State.UNDECIDED
         return position + len(line)
@@ -139,13 +139,14 @@ class StrictReader:
             dialogue.screening
             and (found := find_forbidden(data, position, end)) is not None
         ):
-            dialogue.to_backend.append(data[position:found])
+            dialogue.forward(data[position:found])
             self._end_at_verb(Reason.VERB_IN_CONTENT)
             return end
         if position < end:
-            dialogue.to_backend.append(data[position:end])
+            dialogue.forward(data[position:end])
         if dot is Dot.ODD:
             dialogue.note_odd_dot()
+            dialogue.odd_dot_end = dialogue.forwarded
         elif dot is Dot.END:
             dialogue.end_content()
         elif too_long:
@@ -199,7 +200,7 @@ class StrictReader:
         )
         if not is_certain:
             dialogue.lose_count()
-        dialogue.to_backend.append(line)
+        dialogue.forward(line)
         dialogue.owed.append(row.kind)
         if row.waits or dialogue.in_doubt or not is_certain:
             dialogue.state = State.UNDECIDED

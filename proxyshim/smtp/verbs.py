@@ -29,6 +29,9 @@ class Kind(Enum):
     RSET = auto()
     DATA = auto()
     CONTENT = auto()  # the end of content, not a verb
+    ODD_DOT = (
+        auto()
+    )  # a lone dot that may be the end of content, while our own reply waits
     AUTH = auto()
     STARTTLS = auto()
     BDAT = auto()

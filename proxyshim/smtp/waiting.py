@@ -44,3 +44,12 @@ class Waiting:
         if self._data.find(b"\n", self._start) >= 0:
             return True
         return self._added is not None and b"\n" in self._added
+
+    def peek(self) -> bytes:
+        """Return all that waits, and leave it here."""
+        return self._data[self._start :] + (self._added or b"")
+
+    def drop_last(self, count: int) -> None:
+        """Forget the last *count* bytes, or all if there are fewer."""
+        self._data = self.peek()[: max(len(self) - count, 0)]
+        self._start, self._added = 0, None

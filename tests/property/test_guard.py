@@ -115,7 +115,9 @@ tokens = st.sampled_from(
 # An attack consists of packets from the client and numbers of replies to deliver.
 Attack = list[bytes | int]
 
-packets = st.lists(tokens | st.binary(max_size=4), min_size=1, max_size=6).map(b"".join)
+packets = (
+    st.lists(tokens | st.binary(min_size=1, max_size=4), min_size=1, max_size=6)
+).map(b"".join)
 attacks: SearchStrategy[Attack] = st.lists(
     packets | st.integers(1, 3) | st.just(100), max_size=40
 )

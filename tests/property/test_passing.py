@@ -19,6 +19,7 @@ from proxyshim.smtp import relaxed, replies, strict
 from proxyshim.smtp.backend_replies import BackendReader
 from proxyshim.smtp.content import ContentScanner
 from proxyshim.smtp.dialogue import MAX_OWED, Dialogue, Mode, State
+from proxyshim.smtp.final_replies import FinalReplies
 from proxyshim.smtp.guard import Guard, Rules
 from proxyshim.smtp.lines import MAX_COMMAND_OCTETS
 from proxyshim.smtp.relaxed import RelaxedReader
@@ -46,6 +47,7 @@ PARTS = (
     ReplyParser,
     ContentScanner,
     Waiting,
+    FinalReplies,
 )
 PROPERTIES = [name for name, what in vars(Guard).items() if isinstance(what, property)]
 
@@ -56,7 +58,7 @@ def state_of(part: object) -> dict[str, object]:
     return {
         name: state_of(value) if isinstance(value, PARTS) else value
         for name, value in known.items()
-        if not (isinstance(value, Dialogue) and not isinstance(part, Guard))
+        if isinstance(part, Guard) or not isinstance(value, Dialogue | RelaxedReader)
     }
 
 

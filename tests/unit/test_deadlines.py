@@ -21,7 +21,17 @@ class Clock:
     def __init__(self) -> None:
         self.now = 1_000.0
         self.timers: list[tuple[float, Callable[[], None]]] = []
+        self.soon: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self.failures: list[dict[str, Any]] = []
+
+    def call_soon(self, call: Callable[..., None], *args: Any) -> None:
+        self.soon.append((call, args))
+
+    def run_turn(self) -> None:
+        """Make the calls of one turn of the loop, after which it looks at its sockets."""
+        soon, self.soon = self.soon, []
+        for call, args in soon:
+            call(*args)
 
     def time(self) -> float:
         return self.now
@@ -183,6 +193,55 @@ def test_without_alarms_nothing_is_kept_and_no_sweep_is_scheduled(
     clock.pass_time(60)
     assert not deadlines._wheel
     assert not clock.timers
+
+
+# Time that stood still.
+
+
+def test_a_sweep_that_is_late_waits_until_the_loop_has_looked_at_its_sockets(
+    clock: Clock, deadlines: Deadlines
+) -> None:
+    alarm, cleared = Alarm(clock, clock.now + 1), Alarm(clock, clock.now + 1)
+    for each in (alarm, cleared):
+        deadlines.set(each)
+    [(_, sweep)] = clock.timers
+    clock.timers.clear()
+    clock.now += 100
+    sweep()
+    clock.run_turn()
+    assert alarm.rang == []
+    deadlines.clear(cleared)  # what it waited for was read in this turn
+    clock.run_turn()
+    assert (len(alarm.rang), len(cleared.rang)) == (1, 0)
+
+
+def test_a_late_sweep_waits_until_all_of_many_sockets_were_read(clock: Clock) -> None:
+    turns_left = 5
+
+    def has_caught_up() -> bool:
+        nonlocal turns_left
+        turns_left -= 1
+        return turns_left <= 0
+
+    loop = cast("asyncio.AbstractEventLoop", clock)
+    deadlines = Deadlines(loop, has_caught_up)
+    alarm = Alarm(clock, clock.now + 1)
+    deadlines.set(alarm)
+    [(_, sweep)] = clock.timers
+    clock.now += 100
+    sweep()
+    for turn in range(6):
+        assert alarm.rang == [], turn
+        clock.run_turn()
+    assert len(alarm.rang) == 1
+
+
+def test_when_it_is_closed_all_alarms_ring(clock: Clock, deadlines: Deadlines) -> None:
+    alarms = [Alarm(clock, clock.now + 100 * n) for n in range(3)]
+    for alarm in alarms:
+        deadlines.set(alarm)
+    deadlines.close()
+    assert [len(alarm.rang) for alarm in alarms] == [1, 1, 1]
 
 
 # Limits, in a fiber and in a Task.

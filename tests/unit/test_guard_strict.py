@@ -978,8 +978,12 @@ def test_a_forbidden_verb_after_an_odd_dot_ends_the_session(
         C> MAIL FROM:<c@c.example>
         C| {line}
         C| .
-        <- {{COMMAND_OUT_OF_PLACE}}
         :: refused verb_in_content
+        :: ending
+
+        B< 250 queued
+        <- {{COMMAND_OUT_OF_PLACE}}
+        :: accepted=1
         END verb_in_content
         """
     )
