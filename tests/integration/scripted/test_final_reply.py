@@ -3,6 +3,7 @@
 import itertools
 import signal
 import socket
+import ssl
 import threading
 import time
 import tracemalloc
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.lab.certificates import make_certificate
 from tests.integration.scripted.conftest import OpenRig
 from tests.integration.scripted.headers import v1
 from tests.integration.scripted.mta import EXTENSIONS, GREETING, Backend, Mta
@@ -143,6 +145,40 @@ def test_in_tls_a_drain_does_not_cut_a_second_reply(
     with answers_late(rig):
         rig.shim.drain()
         monkeypatch.setattr("proxyshim.session.timing.POSSIBLE_REPLY_S", 1.0)
+
+
+@pytest.mark.parametrize("limit", ["idle", "drain"])
+def test_in_tls_a_client_that_pipelines_two_chunks_gets_both_replies(
+    rig_with: OpenRig, tmp_path: Path, limit: str
+) -> None:
+    rig = rig_with(idle_timeout_s=0.2 if limit == "idle" else 60.0, drain_timeout_s=0.2)
+    client, mta = opaque_pair(rig)
+    certificate = make_certificate(tmp_path)
+    at_mta = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    at_mta.load_cert_chain(certificate)
+    at_client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    at_client.check_hostname, at_client.verify_mode = False, ssl.CERT_NONE
+    wrapped: list[ssl.SSLSocket] = []
+    server = threading.Thread(
+        target=lambda: wrapped.append(at_mta.wrap_socket(mta.sock, server_side=True))
+    )
+    server.start()
+    with at_client.wrap_socket(client.sock) as secure:
+        server.join(LIMIT_S)
+        [secure_mta] = wrapped
+        chunks = b"BDAT 2\r\nhiBDAT 3 LAST\r\nyou"
+        secure.sendall(chunks)
+        with secure_mta:
+            received = b""
+            while len(received) < len(chunks):
+                received += secure_mta.recv(1_000)
+            secure_mta.sendall(b"250 2 octets\r\n")
+            assert secure.recv(1_000) == b"250 2 octets\r\n"
+            if limit == "drain":
+                rig.shim.drain()
+            assert rig.events.lacks("session_closed", for_s=4.0)
+            secure_mta.sendall(QUEUED)
+            assert secure.recv(1_000) == QUEUED
 
 
 # What the kernel has not taken is not dropped, and what it has taken is waited for.
