@@ -2,15 +2,11 @@
 
 It uses callbacks, because speed is decided here: what one packet brought goes out in the same
 turn of the reactor, with no task, future or timer in between.  Most packets are one command or
-one reply, are forwarded unchanged, and change nothing but the guard's state; the guard takes
-those in one call (``pass_command``, ``pass_reply``).  Only the others go the long way.  ``run``
-waits for the end and returns how it ended; the session closes the connections.
+reply, and change nothing but the guard's state; the guard takes those in one call
+(``pass_command``, ``pass_reply``).  Only the others go the long way.
 
 At a drain's deadline the relay takes nothing more from the client, and drops what the backend's
 socket has not taken.  From then on it only delivers the replies up to the last final one.
-
-Back pressure: we read a side only while the other one takes what it is sent.  So a session holds
-at most one read of content each way, and what the guard holds, which has its own bounds.
 """
 
 from collections.abc import Callable
@@ -21,18 +17,14 @@ from proxyshim.backend.dialogue import LastReply
 from proxyshim.errors import BackendError, PeerError, Reason
 from proxyshim.net.stream import Stream
 from proxyshim.proxy_header.watch import HeaderWatch
+from proxyshim.session.back_pressure import balance, read_backend_only
 from proxyshim.session.timing import RelayClock, RelayLimits
 from proxyshim.smtp import replies
 from proxyshim.smtp.final_replies import FinalReply
 from proxyshim.smtp.guard import Guard, Transaction
 
-# Replies that the client has not read.  Above this we stop reading the client as well.
-MAX_UNREAD_OCTETS: Final = 65_536
 # How long our own reply waits after a 5xx of the backend, because servers hang up after some.
 _HESITATION_S: Final = 0.2
-# After a drain's deadline we do not wait for the client before we read the backend, because the
-# client decides how long that takes.  Above this the client does not read, and we give up.
-_MAX_UNREAD_IN_DRAIN: Final = 1_048_576
 
 
 class End(StrEnum):
@@ -202,9 +194,11 @@ class Relay:
 
     def _read_backend(self, data: bytes) -> None:
         clock = self._clock
-        clock.backend_at = self._last_reply.at = self._reactor.time()
+        clock.backend_at = now = self._reactor.time()
         clock.client_spoke_last = False
         try:
+            if data:
+                self._last_reply.at = now
             if data and self._guard.pass_reply(data):
                 self._client.send(data)
                 if self._guard.finals.has_news:
@@ -316,26 +310,12 @@ class Relay:
         """Read each side only while the other takes what it is sent."""
         if self._ended is not None:
             return
-        client, backend = self._client, self._backend
         if self._is_deaf:
-            if client.backlog_octets > _MAX_UNREAD_IN_DRAIN:
+            if not read_backend_only(self._client, self._backend):
                 self._end(End.CLIENT_LOST)
-            else:
-                backend.resume_reading()
-            return
-        if not self._client_ended:
-            if (
-                backend.backlog_octets == 0
-                and client.backlog_octets <= MAX_UNREAD_OCTETS
-                and self._guard.wants_client
-            ):
-                client.resume_reading()
-            else:
-                client.pause_reading()
-        if client.backlog_octets:
-            backend.pause_reading()
         else:
-            backend.resume_reading()
+            may_read_client = self._guard.wants_client and not self._client_ended
+            balance(self._client, self._backend, may_read_client=may_read_client)
 
     def _end(self, end: End) -> None:
         self._client.pause_reading()
@@ -368,7 +348,10 @@ class Relay:
             if clock.has_quit and self._client.backlog_octets:
                 clock.note_quit(now)  # it has not been delivered yet
             if clock.is_drain_over(now) and not self._is_deaf:
-                self._stop_client()
+                # Take nothing more from the client, and drop what is unsent.
+                self._is_deaf = True
+                self._client.pause_reading()
+                self._end_if_harmless(self._backend.drop_unsent())
             decision = clock.decide(self._guard, now)
             if self._ended is not None:
                 return
@@ -397,12 +380,6 @@ class Relay:
                 self._set_alarm()
         except Exception as error:  # noqa: BLE001 - the session reports it
             self._fail(error)
-
-    def _stop_client(self) -> None:
-        """At a drain's deadline: take nothing more from the client, and drop what is unsent."""
-        self._is_deaf = True
-        self._client.pause_reading()
-        self._end_if_harmless(self._backend.drop_unsent())
 
     def _end_if_harmless(self, unsent: int = 0) -> None:
         """End a session that drains, between two transactions, or after the last final reply."""

@@ -1095,7 +1095,11 @@ CHECKED = {
         C> "\\r\\n"
 
         C| "x" * 12288
+        :: ending
+
+        B< 250 queued
         <- {LINE_TOO_LONG}
+        :: accepted=1
         END command_too_long
         """,
     "a backend may close after an odd dot": CONTENT
