@@ -4,7 +4,7 @@ PYTEST_ARGS =
 BENCH_ARGS =
 VENV = .venv/.made-from-the-lock
 
-.PHONY: help demo run quick test bench lint lock clean
+.PHONY: help demo run quick test bench hostile lint lock clean
 
 help:
 	@echo "make demo   play four conversations through proxyshim and an embedded mail server"
@@ -12,6 +12,7 @@ help:
 	@echo "make quick  lint, and the unit and property tests: no root, no Debian packages"
 	@echo "make test   all tests (PYTEST_ARGS='-k v2' runs some of them)"
 	@echo "make bench  compare proxyshim with nginx and HAProxy (BENCH_ARGS=--quick, --help)"
+	@echo "make hostile  what one hostile client can cost: time, memory, and a stall for others"
 	@echo "make lint   ruff, mypy, and systemd's check of the unit"
 	@echo "make lock   pin the newest versions in requirements/*.txt"
 	@echo "make clean  remove everything that the other targets made"
@@ -33,6 +34,9 @@ bench: $(VENV)
 	@tools/apt-install $$(sed -E '/^#|^$$/d; s/ .*//' bench/debian-packages.txt) || \
 	    echo "Continuing without them; the parts that need them are left out." >&2
 	@.venv/bin/python -m bench $(BENCH_ARGS)
+
+hostile: $(VENV)
+	@.venv/bin/python -m bench.hostile
 
 lint: $(VENV)
 	@.venv/bin/ruff check --quiet --output-format=concise

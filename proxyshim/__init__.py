@@ -28,6 +28,7 @@ a claim of 127.0.0.1 not believed              ``session/trust.py``
 a client's own XCLIENT stopped                 its row in ``smtp/verbs.py``; ``smtp/strict.py``
 a session relaxed                              ``smtp/backend_replies.py``
 the order greeting, EHLO, XCLIENT, greeting    ``conveyance/xclient.py``
+a final reply owed, or possible                ``smtp/final_replies.py``; ``session/timing.py``
 another conveyance added                       ``conveyance/contract.py``; CONTRIBUTING.md
 the 30 s for a PROXY header                    ``config/settings.py``; ``session/admission.py``
 what a reason leads to                         its row in ``session/ending.py``

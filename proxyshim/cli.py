@@ -13,11 +13,9 @@ from proxyshim import __version__, logs
 from proxyshim.check import examine
 from proxyshim.config import DEFAULT_PATH, Config, load
 from proxyshim.errors import ConfigError, NotReadyError
-from proxyshim.service.daemon import Daemon
+from proxyshim.service.daemon import EX_TEMPFAIL, Daemon
 
-# sysexits.h
-EX_TEMPFAIL: Final = 75
-EX_CONFIG: Final = 78
+EX_CONFIG: Final = 78  # sysexits.h
 DEMO_LISTEN: Final = "127.0.0.1:2525"
 
 _config_option = click.option(
@@ -57,9 +55,13 @@ def run(path: Path) -> None:
     config = _load(path)
     logs.configure(config.log.format, config.log.level)
     try:
-        uvloop.run(_run_daemon(config))
+        status = uvloop.run(_run_daemon(config))
     except ConfigError as error:
+        logs.flush()
         _complain(error)
+    finally:
+        logs.flush()
+    sys.exit(status)
 
 
 @main.command()
@@ -140,5 +142,5 @@ def _open_standard_streams() -> None:
             setattr(sys, name, stream)
 
 
-async def _run_daemon(config: Config) -> None:
-    await Daemon(config).run()
+async def _run_daemon(config: Config) -> int:
+    return await Daemon(config).run()

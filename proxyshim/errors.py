@@ -42,6 +42,7 @@ class Reason(StrEnum):
     CONTROL_OCTET = "control_octet"
     VERB_IN_AUTH = "verb_in_auth"
     VERB_IN_CONTENT = "verb_in_content"
+    TOO_MANY_REFUSALS = "too_many_refusals"
     REPLY_UNASKED = "reply_unasked"
     REPLY_OUT_OF_PLACE = "reply_out_of_place"
     CLIENT_IDLE = "client_idle"
@@ -64,8 +65,20 @@ class Reason(StrEnum):
 
     # proxyshim itself.
     OUT_OF_DESCRIPTORS = "out_of_descriptors"
+    OUT_OF_RESOURCES = "out_of_resources"
     SHUTDOWN = "shutdown"
     INTERNAL_ERROR = "internal_error"
+
+
+def place_of(error: BaseException) -> str:
+    """Return where *error* was raised, as ``file:line``: errors of one place are one defect."""
+    trace = error.__traceback__
+    if trace is None:
+        return "unknown"
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    file = trace.tb_frame.f_code.co_filename
+    return f"{file.rpartition('/')[2]}:{trace.tb_lineno}"
 
 
 class ShimError(Exception):
@@ -94,6 +107,10 @@ class BackendError(ShimError):
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
+
+
+class BackendTimeout(BackendError):  # noqa: N818
+    """The MTA did not answer in time.  It may be busy rather than down."""
 
 
 class ConfigError(ShimError):

@@ -11,10 +11,25 @@ from typing import Final
 from proxyshim.addresses import Address
 from proxyshim.errors import PeerError, Reason
 
-# The errors that accept() and socket() fail with when there are no free file descriptors.
-OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
+# The errors that system calls fail with when this host lacks something.
+_SHORTAGES: Final = {
+    errno.EMFILE: Reason.OUT_OF_DESCRIPTORS,
+    errno.ENFILE: Reason.OUT_OF_DESCRIPTORS,
+    errno.ENOMEM: Reason.OUT_OF_RESOURCES,
+    errno.ENOBUFS: Reason.OUT_OF_RESOURCES,
+    errno.ENOSPC: Reason.OUT_OF_RESOURCES,  # epoll_ctl(2): max_user_watches
+}
 
 _IPV6_HOST_BITS: Final = 64
+
+
+def shortage(error: BaseException) -> Reason | None:
+    """Return the reason if *error* is a shortage on this host, and nobody else's fault."""
+    if isinstance(error, MemoryError):
+        return Reason.OUT_OF_RESOURCES
+    if isinstance(error, OSError) and error.errno is not None:
+        return _SHORTAGES.get(error.errno)
+    return None
 
 
 def client_key(address: Address) -> str:

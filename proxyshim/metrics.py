@@ -1,25 +1,17 @@
-"""The metrics, and the HTTP server that exposes them.
+"""The metrics.
 
 The counters are plain integers, and a collector turns them into Prometheus metrics at each
-scrape, so all that a session pays for is additions.  HTTP is served from a separate thread, so
-that /livez can report an event loop that hangs.
+scrape, so all that a session pays for is additions.
 """
 
-import os
 import platform
-import selectors
-import socket
-import threading
 import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from socketserver import ThreadingMixIn
 from typing import Any, Final
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -90,6 +82,7 @@ class Metrics(Collector):
         self.name_lookups_in_flight = 0
         self.name_lookup_s = Histogram(LOOKUP_BOUNDS_S)
         self.names_cached = 0
+        self.count_dropped_lines: Callable[[], int] = lambda: 0  # of the log
         self.heartbeat = time.monotonic()
         self.ready = False
         # The listeners whose backend's name has never been resolved.
@@ -153,6 +146,11 @@ class Metrics(Collector):
         )
         yield from self._allowlist_metrics()
         yield from self._name_metrics()
+        yield CounterMetricFamily(
+            "proxyshim_log_lines_dropped",
+            "Log lines that were dropped because nothing took them.",
+            value=self.count_dropped_lines(),
+        )
         yield _build_info()
 
     def count_refusal(self, reason: str) -> None:
@@ -239,100 +237,3 @@ def _build_info() -> Metric:
     )
     info.add_metric([__version__, platform.python_version()], 1)
     return info
-
-
-_Start = Callable[[str, list[tuple[str, str]]], Any]
-
-
-class MetricsServer:
-    """Serves /metrics, /livez and /readyz from a separate thread."""
-
-    def __init__(self, sock: socket.socket, metrics: Metrics) -> None:
-        """Take over the listening *sock*; ``resume`` starts serving."""
-        registry = CollectorRegistry()
-        registry.register(metrics)
-        self._metrics = metrics
-        self._show = make_wsgi_app(registry)
-        self._server = _Server(sock)
-        self._server.set_app(self._answer)
-        self._thread: threading.Thread | None = None
-        self._wake = -1
-
-    def resume(self) -> None:
-        """Start serving, or continue after ``pause``."""
-        if self._thread is None:
-            woken, self._wake = os.pipe()
-            self._thread = threading.Thread(
-                target=self._serve, args=(woken,), name="metrics", daemon=True
-            )
-            self._thread.start()
-
-    def pause(self) -> None:
-        """Leave new connections in the queue; finish the one that is being served."""
-        if self._thread is not None:
-            self._thread = None
-            os.close(self._wake)
-
-    def close(self) -> None:
-        """Stop serving for good."""
-        thread = self._thread
-        self.pause()
-        if thread is not None:
-            thread.join()
-        self._server.server_close()
-
-    def _serve(self, woken: int) -> None:
-        """Serve one connection after another, until the other end of *woken* is closed."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(woken, selectors.EVENT_READ)
-            selector.register(self._server, selectors.EVENT_READ)
-            while all(key.fd != woken for key, _ in selector.select()):
-                self._server.handle_request()
-        os.close(woken)
-
-    def _answer(self, environ: dict[str, Any], start: _Start) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO", "")
-        if path == "/metrics":
-            shown: Iterable[bytes] = self._show(environ, start)
-            return shown
-        states = {"/livez": self._metrics.is_live, "/readyz": self._metrics.is_ready}
-        return _respond(start, states.get(path))
-
-
-def _respond(start: _Start, state: bool | None) -> Iterator[bytes]:
-    status = {True: "200 OK", False: "503 Service Unavailable", None: "404 Not Found"}[
-        state
-    ]
-    start(status, [("Content-Type", "text/plain; charset=utf-8")])
-    return iter([status.encode("ascii") + b"\n"])
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    """A server on a non-blocking socket that the caller has opened.
-
-    Each request has its own thread, because a client that connects and sends nothing must not
-    make a liveness probe fail.
-    """
-
-    timeout = 0  # handle_request() must not wait for a connection
-    daemon_threads = True
-
-    # TCPServer opens a socket that we replace at once.  Every sandbox allows this family.
-    address_family = socket.AF_UNIX
-
-    def __init__(self, sock: socket.socket) -> None:
-        super().__init__(sock.getsockname()[:2], _QuietHandler, bind_and_activate=False)
-        self.socket.close()
-        self.socket = sock
-        self.server_name, self.server_port = sock.getsockname()[:2]
-        self.setup_environ()
-
-    def handle_error(self, *_: object) -> None:
-        """Do not log a scraper that was slow or disconnected: the log is for sessions."""
-
-
-class _QuietHandler(WSGIRequestHandler):
-    timeout = 10  # seconds; a scraper that sends nothing must not keep the thread
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Do not log requests: the log is for sessions."""

@@ -24,7 +24,7 @@ class About(Enum):
 
     STRANGER = auto()  # a client, or a peer that is not listed
     PROXY = auto()  # a listed peer
-    OURSELVES = auto()  # the backend, or a shortage here; the sources are a few names
+    OURSELVES = auto()  # the backend, a shortage here, or a defect
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,8 @@ class Throttle:
     ) -> None:
         """Track at most *max_sources* in each table; events of any others are only counted.
 
-        The table about ourselves has no bound, because its sources come from the configuration.
+        The table about ourselves has no bound, because its sources are few: names from the
+        configuration, and places in the code.
         """
         self._period_s = period_s
         self._max_sources = {about: float(max_sources) for about in About}

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from proxyshim.smtp.guard import Guard
 
-Feed = Callable[[Guard, bytes], None]
+Feed = Callable[[Guard, bytes], object]
 
 
 def from_client(guard: Guard, data: bytes) -> None:

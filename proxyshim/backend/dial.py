@@ -12,16 +12,17 @@ from typing import Final, Self
 
 from proxyshim.addresses import SocketName
 from proxyshim.backend.addresses import BackendAddress, BackendAddresses
-from proxyshim.backend.dialogue import BackendDialogue
+from proxyshim.backend.dialogue import BackendDialogue, LastReply
 from proxyshim.config import Listener
-from proxyshim.errors import BackendError, Reason
-from proxyshim.limits import OUT_OF_DESCRIPTORS
+from proxyshim.errors import BackendError, BackendTimeout, Reason
+from proxyshim.limits import shortage
 from proxyshim.net.connect import connect_tcp, connect_unix
 from proxyshim.net.fiber import run_in_task
 from proxyshim.net.reactor import Reactor
 from proxyshim.net.stream import Stream
 
 _GREETS: Final = 220
+_OUR_SHORTAGES: Final = (Reason.OUT_OF_DESCRIPTORS, Reason.OUT_OF_RESOURCES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,20 @@ class BackendLimits:
 class Dial:
     """Connects to the backend of one listener."""
 
-    __slots__ = ("_reactor", "addresses", "limits")
+    __slots__ = ("_reactor", "addresses", "last_reply", "limits")
 
     def __init__(
-        self, reactor: Reactor, addresses: BackendAddresses, limits: BackendLimits
+        self,
+        reactor: Reactor,
+        addresses: BackendAddresses,
+        limits: BackendLimits,
+        last_reply: LastReply | None = None,
     ) -> None:
-        """Take the backend's *addresses*, and our limits towards it."""
+        """Take the backend's *addresses*, and our limits towards it.
+
+        *last_reply* is shared by everybody who talks to this backend.
+        """
+        self.last_reply = last_reply or LastReply()
         self._reactor = reactor
         self.addresses = addresses
         self.limits = limits
@@ -85,6 +94,7 @@ class Dial:
         number = len(addresses.current)
         patience_s = min(left_s, limits.reply_timeout_s / number)
         # Not the error itself: with its traceback it would refer to this frame.
+        kind: type[BackendError] = BackendError
         reason, detail = Reason.BACKEND_UNREACHABLE, ""
         for address in addresses.in_order():
             share_s, began = max(left_s, 0.0) / number, reactor.time()
@@ -94,20 +104,24 @@ class Dial:
                     stream = await self._connect_to(address, share_s)
                 finally:
                     left_s -= reactor.time() - began
-                dialogue = BackendDialogue(stream, limits.reply_timeout_s)
+                dialogue = BackendDialogue(
+                    stream, limits.reply_timeout_s, self.last_reply
+                )
                 if greeted:
                     wait_s = patience_s if number else limits.reply_timeout_s
                     await _take_greeting(dialogue, wait_s)
             except BackendError as error:
-                if error.reason is Reason.OUT_OF_DESCRIPTORS:  # not the backend's fault
+                if error.reason in _OUR_SHORTAGES:  # not the backend's fault
                     raise
                 addresses.note_failure(address, error.detail)
                 reason, detail = error.reason, error.detail
+                if isinstance(error, BackendTimeout):
+                    kind = BackendTimeout
             else:
                 if address.is_failing:
                     addresses.note_success(address)
                 return dialogue
-        raise BackendError(reason, detail)
+        raise kind(reason, detail)
 
     async def _connect_to(self, address: BackendAddress, limit_s: float) -> Stream:
         reactor = self._reactor
@@ -119,11 +133,12 @@ class Dial:
                     reactor, address.family, address.socket_address
                 )
         except TimeoutError:
-            raise self._unreachable(f"no connection within {limit_s:.3g} s") from None
+            failure = f"no connection within {limit_s:.3g} s"
+            raise self._unreachable(failure, BackendTimeout) from None
         except OSError as error:
             failure = os.strerror(error.errno) if error.errno else str(error)
-            if error.errno in OUT_OF_DESCRIPTORS:
-                raise BackendError(Reason.OUT_OF_DESCRIPTORS, failure) from None
+            if (reason := shortage(error)) is not None:
+                raise BackendError(reason, failure) from None
             raise self._unreachable(failure) from None
 
     async def _wait_resolved(self) -> None:
@@ -133,14 +148,17 @@ class Dial:
             with self._reactor.limit(self.limits.connect_timeout_s):
                 await run_in_task(self._reactor.loop, addresses.wait_settled())
         except TimeoutError:
-            raise self._unreachable("no answer in time for its name") from None
+            failure = "no answer in time for its name"
+            raise self._unreachable(failure, BackendTimeout) from None
         if not addresses.current:
             raise self._unreachable(
                 addresses.failure or "no answer in time for its name"
             )
 
-    def _unreachable(self, failure: str) -> BackendError:
-        return BackendError(Reason.BACKEND_UNREACHABLE, f"{self.name}: {failure}")
+    def _unreachable(
+        self, failure: str, kind: type[BackendError] = BackendError
+    ) -> BackendError:
+        return kind(Reason.BACKEND_UNREACHABLE, f"{self.name}: {failure}")
 
 
 async def _take_greeting(dialogue: BackendDialogue, limit_s: float) -> None:

@@ -5,20 +5,33 @@ Source: RFC 5321, 4.2 (replies).
 
 from collections.abc import Awaitable
 
-from proxyshim.errors import BackendError, Reason
+from proxyshim.errors import BackendError, BackendTimeout, Reason
 from proxyshim.net.closing import close_in_background
 from proxyshim.net.stream import Stream
 from proxyshim.smtp.replies import Reply, ReplyParser
 
 
+class LastReply:
+    """When a backend last replied to anything: a sign of life."""
+
+    __slots__ = ("at",)
+
+    def __init__(self) -> None:
+        """Begin without a reply."""
+        self.at = float("-inf")  # by the reactor's clock
+
+
 class BackendDialogue:
     """A connection to the backend on which replies are read one at a time."""
 
-    __slots__ = ("_parser", "_reply_timeout_s", "stream")
+    __slots__ = ("_parser", "_reply_timeout_s", "last_reply", "stream")
 
-    def __init__(self, stream: Stream, reply_timeout_s: float) -> None:
-        """Take over a new connection."""
+    def __init__(
+        self, stream: Stream, reply_timeout_s: float, last_reply: LastReply
+    ) -> None:
+        """Take over a new connection; note in *last_reply* when the backend replies."""
         self.stream = stream
+        self.last_reply = last_reply
         self._reply_timeout_s = reply_timeout_s
         self._parser = ReplyParser()
 
@@ -53,9 +66,10 @@ class BackendDialogue:
                             f"closed before the reply to {_verb(to)}",
                         )
                     parser.feed(data)
+                self.last_reply.at = stream.reactor.time()
                 return reply
         except TimeoutError:
-            raise BackendError(
+            raise BackendTimeout(
                 Reason.BACKEND_TIMEOUT,
                 f"no reply to {_verb(to)} within {limit_s:g} s",
             ) from None

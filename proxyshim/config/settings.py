@@ -135,11 +135,15 @@ class ListenerSettings:
     resolve_timeout_s: Seconds = 5.0
     # The time limit for the backend's greeting, and for each reply to our EHLO and XCLIENT.
     reply_timeout_s: Seconds = 60.0
-    # A session ends after this much silence in both directions.  While the backend owes the
-    # reply to a message, the limit is at least 600 s.
+    # A session ends after this much silence in both directions.  While the backend owes, or may
+    # owe, the reply to a message, the limit is at least 600 s.
     idle_timeout_s: Seconds = 900.0
     # When the program stops, a session that is sending a message has this long to finish it.
     drain_timeout_s: Seconds = 60.0
+    # After drain_timeout_s we take nothing more from clients.  A session that the backend may still
+    # owe the reply to a message, which we cannot know inside TLS, has this much longer.  Where the
+    # reply is certainly owed, we wait for up to 600 s.
+    drain_opaque_timeout_s: Seconds = 60.0
     # Where the backend keeps the right to XCLIENT, we withhold STARTTLS from clients, and with
     # it AUTH.  true lets them log in anyway, with passwords in the clear.
     allow_plaintext_auth: Flag = False

@@ -97,7 +97,9 @@ async def open_session(
         None, dial, Identity(client, None), no_names, no_warning
     )
     assert isinstance(opened, Relayed)
-    dialogue = BackendDialogue(opened.stream, dial.limits.reply_timeout_s)
+    dialogue = BackendDialogue(
+        opened.stream, dial.limits.reply_timeout_s, dial.last_reply
+    )
     async with quitting(dialogue):
         if opened.early:
             raise BackendError(

@@ -18,15 +18,20 @@ _UNIX_RETRY_S: Final = (
 class _Attempt:
     """A connect() that is under way, until its first event."""
 
-    __slots__ = ("_sock", "_waiter", "events")
+    __slots__ = ("_sock", "_waiter", "error", "events")
 
     def __init__(self, sock: socket.socket, waiter: Waiter) -> None:
         self._sock = sock
         self._waiter = waiter
         self.events = 0
+        self.error: Exception | None = None
 
     def on_events(self, events: int) -> None:
         self.events |= events
+        self._waiter.wake()
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
         self._waiter.wake()
 
     def close(self) -> None:
@@ -52,6 +57,8 @@ async def connect_tcp(reactor: Reactor, family: int, address: object) -> Connect
         reactor.watch(descriptor, attempt)
         while not attempt.events:
             await waiter.wait()
+            if attempt.error is not None:
+                raise attempt.error
         if attempt.events & ENDED:
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error:

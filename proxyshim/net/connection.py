@@ -6,7 +6,9 @@ socket is registered once (``reactor.py``).
 """
 
 import contextlib
+import errno
 import fcntl
+import os
 import socket
 import struct
 import termios
@@ -16,12 +18,14 @@ from typing import Final
 
 from proxyshim.addresses import Endpoint, read_socket_address
 from proxyshim.net.fiber import Waiter, get_waiter
-from proxyshim.net.reactor import ENDED, READABLE, WRITABLE, Reactor
+from proxyshim.net.reactor import ENDED, READABLE, URGENT, WRITABLE, Reactor
 
 # Each recv() allocates this many bytes and shrinks the result, so the unused part is free again
 # before the next read.  The C library asks the kernel for each piece above 128 kB, which takes
 # far longer.
 _READ_OCTETS: Final = 65_536
+_UNUSUAL: Final = ENDED | URGENT
+_TCP_CLOSE: Final = 7  # include/net/tcp_states.h
 
 
 class Connection:
@@ -33,6 +37,7 @@ class Connection:
     __slots__ = (
         "_backlog",
         "_ended",
+        "_failure",
         "_on_backlog",
         "_on_data",
         "_on_error",
@@ -41,10 +46,12 @@ class Connection:
         "_readable",
         "_shut",
         "_sock",
+        "_urgent",
         "_waiter",
         "backlog_octets",
         "closed",
         "descriptor",
+        "octets_given",
         "octets_received",
         "octets_sent",
         "paused",
@@ -73,16 +80,21 @@ class Connection:
         self._backlog: deque[bytes | memoryview] | None = None
         self._waiter: Waiter | None = None
         self._on_data: Callable[[bytes], None] | None = None
-        self._on_error: Callable[[OSError], None] | None = None
+        self._on_error: Callable[[Exception], None] | None = None
         self._on_backlog: Callable[[], None] | None = None
         self._outbox = b""  # to be sent at the end of the reactor's turn
+        self._failure: Exception | None = None  # raised by our own code in a callback
         self._readable = may_be_readable
         self._ended = False  # the other end shut down or reset: a read will show which
+        self._urgent = (
+            False  # has ever come: a short read does not mean that all was read
+        )
         self.paused = False
         self._pump_is_scheduled = False
         self._shut = False
         self.backlog_octets = 0
         self.octets_received = 0
+        self.octets_given = 0
         self.octets_sent = 0
         self.write_failed = False
         self.closed = False
@@ -97,8 +109,12 @@ class Connection:
 
     def on_events(self, events: int) -> None:
         """Take the events that the reactor reports."""
-        if events & ENDED:
-            self._ended = self._readable = True
+        if events & _UNUSUAL:
+            self._readable = True
+            if events & ENDED:
+                self._ended = True
+            if events & URGENT:
+                self._urgent = True
         elif events & READABLE:
             self._readable = True
         if self._backlog is not None and events & WRITABLE:
@@ -108,6 +124,16 @@ class Connection:
                 self._pump()
             else:
                 self._waiter.wake()
+
+    def fail(self, error: Exception) -> None:
+        """Have whoever uses the connection end with *error*, which a callback raised."""
+        if self.closed:
+            return
+        self._failure = error
+        if self._waiter is not None:
+            self._waiter.wake()
+        elif self._on_error is not None:
+            self._on_error(error)
 
     # Reading.
 
@@ -119,10 +145,11 @@ class Connection:
             return None
         count = len(data)
         self.octets_received += count
-        # A short read of a stream has taken all there was (epoll(7)), except its end.
+        # A short read of a stream has taken all there was (epoll(7)), except its end, and except
+        # what follows urgent data.
         if count == 0:
             self._ended = True
-        self._readable = self._ended or count == max_octets
+        self._readable = count == max_octets or self._ended or self._urgent
         return data
 
     def peek(self, max_octets: int) -> bytes | None:
@@ -133,6 +160,8 @@ class Connection:
 
     async def receive(self) -> bytes:
         while True:
+            if self._failure is not None:
+                raise self._failure
             if self._readable and (data := self.receive_now()) is not None:
                 return data
             self._waiter = waiter = get_waiter(self.reactor.loop)
@@ -144,9 +173,11 @@ class Connection:
     def start_reading(
         self,
         on_data: Callable[[bytes], None],
-        on_error: Callable[[OSError], None],
+        on_error: Callable[[Exception], None],
         on_backlog: Callable[[], None],
     ) -> None:
+        if self._failure is not None:
+            raise self._failure
         self._on_data = on_data
         self._on_error = on_error
         self._on_backlog = on_backlog
@@ -157,21 +188,20 @@ class Connection:
 
     def resume_reading(self) -> None:
         self.paused = False
-        if self._readable:
-            self._schedule_pump()
+        if self._readable and not self._pump_is_scheduled and self._on_data is not None:
+            self.reactor.loop.call_soon(self._run_scheduled_pump)
+            self._pump_is_scheduled = True
 
     def stop_reading(self) -> None:
         self._on_data = self._on_error = self._on_backlog = None
 
-    def _schedule_pump(self) -> None:
-        if not self._pump_is_scheduled and self._on_data is not None:
-            self._pump_is_scheduled = True
-            self.reactor.loop.call_soon(self._run_scheduled_pump)
-
     def _run_scheduled_pump(self) -> None:
         self._pump_is_scheduled = False
         if self._readable:
-            self._pump()
+            try:
+                self._pump()
+            except Exception as error:  # noqa: BLE001 - whoever uses the connection reports it
+                self.reactor.give_back(error, self.fail)
 
     def _pump(self) -> None:
         """Pass one read to the callback; the rest waits until the other sockets had their turn."""
@@ -190,17 +220,18 @@ class Connection:
         if not data:
             self._on_data = None  # the end is reported once
         on_data(data)
-        if self._readable:
-            if len(data) == _READ_OCTETS:
-                self._schedule_pump()
-            else:
+        if self._readable and not self.paused:
+            if len(data) < _READ_OCTETS and self._ended:
                 self._pump()  # only the end is left to read, so report it at once
+            else:
+                self.resume_reading()
 
     # Writing.
 
     def send(self, data: bytes) -> None:
         if self.write_failed or self.closed or not data:
             return
+        self.octets_given += len(data)
         if self._backlog is not None:
             self._backlog.append(data)
             self.backlog_octets += len(data)
@@ -236,7 +267,7 @@ class Connection:
         self._backlog = None
         self.backlog_octets = 0
         if self._on_backlog is not None:
-            self.reactor.loop.call_soon(self._on_backlog)
+            self.reactor.call_after_events(self._on_backlog, self.fail)
 
     def _send_backlog(self, backlog: deque[bytes | memoryview]) -> None:
         while backlog:
@@ -270,14 +301,30 @@ class Connection:
         if self._backlog is None:
             _shut_down_sending(self._sock)
 
-    def unacknowledged_octets(self) -> int:
+    def drop_unsent(self) -> int:
+        dropped = self.octets_given - self.octets_sent
+        self.octets_given = self.octets_sent
+        self._outbox = b""
+        if self._backlog is not None:
+            self._backlog = None
+            self.backlog_octets = 0
+            self._shut = False  # it was waiting for the backlog
+        return dropped
+
+    def octets_acknowledged(self) -> int:
         if self.write_failed or self.closed:
-            return 0
-        try:
-            raw = fcntl.ioctl(self.descriptor, termios.TIOCOUTQ, b"\0\0\0\0")
-        except OSError:
-            return self.backlog_octets
-        return self.backlog_octets + int(struct.unpack("i", raw)[0])
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+        raw = fcntl.ioctl(self.descriptor, termios.TIOCOUTQ, b"\0\0\0\0")
+        queued: int = struct.unpack("i", raw)[0]
+        if not queued or self._sock.family == socket.AF_UNIX:
+            # On a unix socket the other end has all of it; what is counted is memory.
+            return self.octets_sent
+        [state] = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        if state == _TCP_CLOSE:  # a reset: nothing is acknowledged any more
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+        # The end of our stream counts as one octet of the queue.
+        ends = self._shut and self._backlog is None
+        return self.octets_sent + ends - queued
 
     # The end.
 
@@ -285,15 +332,17 @@ class Connection:
         if self.closed:
             return
         self.stop_reading()
-        self.flush()
-        self.closed = True
-        self.reactor.forget(self.descriptor)
-        self._backlog = None
-        self.backlog_octets = 0
-        self._sock.close()
+        try:
+            self.flush()
+        finally:
+            self.closed = True
+            self.reactor.forget(self.descriptor)
+            self._backlog = None
+            self.backlog_octets = 0
+            self._sock.close()
 
     def detach(self) -> socket.socket:
-        assert self.octets_sent + self.backlog_octets + len(self._outbox) == 0
+        assert self.octets_given == 0
         self.stop_reading()
         self.closed = True
         self.reactor.release(self.descriptor)

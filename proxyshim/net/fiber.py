@@ -28,6 +28,9 @@ class Waiter(Protocol):
     def wait(self) -> Awaitable[None]:
         """Wait for ``wake``.  It may come for another reason, so check your condition again."""
 
+    def fail(self, error: Exception) -> None:
+        """Raise *error* in it, because nobody else can act on it."""
+
 
 class _Pause:
     """What a fiber awaits: it yields once and continues when the fiber is woken."""
@@ -69,6 +72,10 @@ class Fiber:
         """Raise *error* in the coroutine at the point where it waits."""
         if self._coroutine is not None:
             self._step(self._coroutine.throw, error)
+
+    def fail(self, error: Exception) -> None:
+        """Raise *error*, which our own code raised in one of the session's callbacks."""
+        self.interrupt(error)
 
     def _step(self, run: Callable[[Any], object], value: object) -> None:
         global _current
@@ -130,6 +137,11 @@ class TaskWaiter:
     async def wait(self) -> None:
         """Wait for ``wake``."""
         await self._future
+
+    def fail(self, error: Exception) -> None:
+        """Raise *error* in the Task."""
+        if not self._future.done():
+            self._future.set_exception(error)
 
 
 async def run_in_task(

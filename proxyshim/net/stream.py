@@ -32,6 +32,7 @@ class Stream(Protocol):
 
     reactor: Reactor
     octets_received: int
+    octets_given: int  # to ``send``, which makes it the position in the output
     octets_sent: int  # taken by the kernel
     backlog_octets: int  # given to ``send``, and not yet taken by the kernel
     write_failed: bool
@@ -64,12 +65,13 @@ class Stream(Protocol):
     def start_reading(
         self,
         on_data: Callable[[bytes], None],
-        on_error: Callable[[OSError], None],
+        on_error: Callable[[Exception], None],
         on_backlog: Callable[[], None],
     ) -> None:
         """Pass everything that arrives to *on_data*; b"" is the end, and comes once.
 
-        *on_error* gets an error of the reading side.  *on_backlog* is called when a backlog has
+        *on_error* gets an error of the reading side, an OSError, or else whatever our own code
+        raised in one of these callbacks.  *on_backlog* is called when a backlog has
         appeared without a call of ``send``, has been sent, or can no longer be sent.
         """
 
@@ -93,11 +95,14 @@ class Stream(Protocol):
     def end_sending(self) -> None:
         """Shut down our sending side after everything that was given to ``send``."""
 
-    def unacknowledged_octets(self) -> int:
-        """Return how much of our output the other end's TCP has not acknowledged.
+    def drop_unsent(self) -> int:
+        """Forget what the kernel has not taken; return how many octets that is."""
 
-        Call it after ``end_sending``, because output that waits for the end of the turn is not
-        counted.
+    def octets_acknowledged(self) -> int:
+        """Return how much of our output the other end's TCP has, or the other end of a pipe.
+
+        That is a position in the output, as ``octets_given`` is.  Raises OSError when the
+        connection is gone.
         """
 
     # The end.

@@ -17,7 +17,7 @@ from typing import Any, Final
 from proxyshim.addresses import Endpoint, read_socket_address
 from proxyshim.config import Limits
 from proxyshim.errors import PeerError, Reason
-from proxyshim.limits import OUT_OF_DESCRIPTORS, ConnectionRates, client_key
+from proxyshim.limits import ConnectionRates, client_key, shortage
 from proxyshim.metrics import Metrics
 from proxyshim.net.closing import close_gently
 from proxyshim.net.stream import Stream
@@ -32,8 +32,9 @@ _RETRY_S: Final = 0.2  # after accept() failed because of a local shortage
 _CONNECTION_ERRORS: Final = frozenset(
     {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.EINTR}
 )
-# A session needs two sockets.  This many descriptors are left for listeners, log, resolver etc.
-_OTHER_DESCRIPTORS: Final = 64
+# A session needs two sockets.  This many descriptors are left for the ports beside the mail
+# (set_aside.py), lingering connections, listeners, log, resolver etc.
+_OTHER_DESCRIPTORS: Final = 96
 # At most this many over-limit connections at a time get a lingering close; the rest are closed
 # at once.
 _MAX_LINGERING: Final = 32
@@ -41,6 +42,8 @@ _MAX_LINGERING: Final = 32
 # Takes over an accepted connection: the listener's name, the socket, and the peer, which is None
 # on a unix socket.
 TakeConnection = Callable[[str, socket.socket, Endpoint | None], None]
+# Answers and closes an accepted connection that cannot be taken over.
+TurnAway = Callable[[socket.socket, Reason], None]
 
 
 class Acceptor:
@@ -53,23 +56,27 @@ class Acceptor:
     def __init__(
         self,
         take: TakeConnection,
-        turn_away: Callable[[socket.socket], None],
+        turn_away: TurnAway,
         sessions: Sized,
+        metrics: Metrics,
         log: Any,
     ) -> None:
         """Prepare to give each connection to *take*; nothing happens before ``resume``.
 
-        *turn_away* gets a connection for which there is only the reserve descriptor, and must
-        close it before it returns.  *sessions* is there to be counted in the log.
+        *turn_away* gets a connection for which there is only the reserve descriptor, or with
+        which *take* failed, and must close it before it returns.  *sessions* is there to be
+        counted in the log.
         """
         self._take = take
         self._turn_away = turn_away
         self._sessions = sessions
+        self._metrics = metrics
         self._log = log
         self.sockets: list[tuple[str, ListeningSocket]] = []  # with the listener's name
         self._reserve = -1
         self._is_accepting = False
         self._retry: asyncio.TimerHandle | None = None  # set during a shortage
+        self._still_short = False  # of something else than descriptors
 
     def add(self, listener: str, listening: ListeningSocket) -> None:
         """Accept on one more socket, beginning with the next ``resume``."""
@@ -120,17 +127,35 @@ class Acceptor:
                 sock, address = listening.accept()
             except BlockingIOError:
                 return
-            except OSError as error:
-                if error.errno in _CONNECTION_ERRORS:
+            except (OSError, MemoryError) as error:
+                if getattr(error, "errno", None) in _CONNECTION_ERRORS:
                     continue
-                if error.errno in OUT_OF_DESCRIPTORS and self._use_reserve(listening):
+                reason = shortage(error)
+                if reason is Reason.OUT_OF_DESCRIPTORS and self._use_reserve(listening):
                     return
-                self._wait_for_resources(error)
+                self._wait_for_resources(error, reason)
                 return
-            sock.setblocking(False)
-            self._take(listener, sock, read_socket_address(address))
+            if self._still_short:
+                self._note_success()
+            try:
+                sock.setblocking(False)
+                self._take(listener, sock, read_socket_address(address))
+            except Exception as error:  # noqa: BLE001 - the next one may succeed
+                self._turn_away_after(sock, error)
 
     # Shortages.
+
+    def _turn_away_after(self, sock: socket.socket, error: Exception) -> None:
+        """Answer and close a connection that could not be taken over."""
+        reason = shortage(error)
+        if reason is None or isinstance(error, MemoryError):
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "a connection could not be taken over", "exception": error}
+            )
+        try:
+            self._turn_away(sock, reason or Reason.INTERNAL_ERROR)
+        finally:
+            sock.close()
 
     def _use_reserve(self, listening: socket.socket) -> bool:
         """Turn one connection away by means of the reserve; return False if that failed.
@@ -144,7 +169,7 @@ class Acceptor:
         try:
             sock, _ = listening.accept()
             sock.setblocking(False)
-            self._turn_away(sock)
+            self._turn_away(sock, Reason.OUT_OF_DESCRIPTORS)
         except BlockingIOError:
             return True
         except OSError:
@@ -155,31 +180,47 @@ class Acceptor:
             self._open_reserve()
         return True
 
-    def _wait_for_resources(self, error: OSError) -> None:
+    def _wait_for_resources(
+        self, error: OSError | MemoryError, reason: Reason | None
+    ) -> None:
         """Pause after accept() failed, and try again later."""
         if self._retry is not None:
             return
+        self._retry = asyncio.get_running_loop().call_later(_RETRY_S, self._try_again)
+        self._unwatch()
+        if self._still_short:  # it is the same pause
+            return
+        self._still_short = reason is not Reason.OUT_OF_DESCRIPTORS
+        if reason is not None:
+            self._metrics.count_refusal(reason)
         self._log.error(
             "accepting_paused",
-            reason=Reason.OUT_OF_DESCRIPTORS
-            if error.errno in OUT_OF_DESCRIPTORS
-            else None,
-            detail=error.strerror,
+            reason=reason,
+            detail=getattr(error, "strerror", None) or "no memory",
             sessions=len(self._sessions),
         )
-        self._unwatch()
-        self._retry = asyncio.get_running_loop().call_later(_RETRY_S, self._try_again)
 
     def _try_again(self) -> None:
         """End the pause if descriptors are available again."""
+        # First of all, because an exception must not make the pause endless.
+        loop = asyncio.get_running_loop()
+        self._retry = loop.call_later(_RETRY_S, self._try_again)
         if not self._has_descriptors():
-            loop = asyncio.get_running_loop()
-            self._retry = loop.call_later(_RETRY_S, self._try_again)
             return
+        self._retry.cancel()
         self._retry = None
         if self._is_accepting:
-            self._log.info("accepting_resumed", sessions=len(self._sessions))
+            if not self._still_short:
+                self._log_resumed()
             self._watch()
+
+    def _note_success(self) -> None:
+        """End a pause that was not about descriptors: only a success shows that it is over."""
+        self._still_short = False
+        self._log_resumed()
+
+    def _log_resumed(self) -> None:
+        self._log.info("accepting_resumed", sessions=len(self._sessions))
 
     def _has_descriptors(self) -> bool:
         """Return True if the two sockets of a session could be opened besides the reserve."""
@@ -258,12 +299,12 @@ class Limiter:
         else:
             _reply_and_close(sock)
 
-    def turn_away(self, sock: socket.socket) -> None:
-        """Answer a connection for which there are no descriptors, and close it at once.
+    def turn_away(self, sock: socket.socket, reason: Reason) -> None:
+        """Answer a connection that we cannot take over, and close it at once.
 
-        A lingering close would keep the reserve descriptor busy.
+        A lingering close would need what we lack, or keep the reserve descriptor busy.
         """
-        self._note_shed(Reason.OUT_OF_DESCRIPTORS)
+        self._note_shed(reason)
         _reply_and_close(sock)
 
     def _is_too_fast(self, listener: str, peer: Endpoint | None) -> bool:

@@ -9,24 +9,22 @@ SIGUSR2           upgrade in place: a successor accepts new connections, while t
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 from asyncio import FIRST_COMPLETED
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Final
 
 import structlog
 
 from proxyshim.config import Config, load
 from proxyshim.errors import ConfigError
+from proxyshim.service.defects import take_over_process
 from proxyshim.service.off_loop import call_in_thread
 from proxyshim.service.server import Server
 from proxyshim.service.systemd import Manager
-from proxyshim.service.upgrade import (
-    Patience,
-    Predecessor,
-    Successor,
-    ends_container,
-)
+from proxyshim.service.upgrade import Patience, Predecessor, Successor
 
 # A successor that does not serve within this time is killed.
 _SUCCESSOR_READY_S: Final = 30.0
@@ -34,6 +32,11 @@ _SUCCESSOR_READY_S: Final = 30.0
 _HEARTBEAT_S: Final = 5.0
 # A successor without a heartbeat for this long is ended, unless the watchdog sets the time.
 _SILENT_S: Final = 30.0
+
+# What runs as process 1 of a container to reap zombies, and ends with its child.
+_CONTAINER_INITS: Final = ("tini", "docker-init", "dumb-init", "catatonit")
+# sysexits.h; systemd starts the service again after any status but that of a bad configuration.
+EX_TEMPFAIL: Final = 75
 
 _HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
@@ -48,7 +51,8 @@ class Daemon:
         """Prepare to serve *config*; nothing is opened before ``run``."""
         self._config = config
         self._log = structlog.get_logger()
-        self._server = Server(config)
+        self._server = Server(config, self._end_for_want_of_memory)
+        self._status_at_end = 0
         self._manager = Manager()
         self._stop = asyncio.Event()
         self._predecessor: Predecessor | None = None  # until it ends
@@ -59,8 +63,11 @@ class Daemon:
         self._reloading: asyncio.Task[None] | None = None
         self._reload_again = False
 
-    async def run(self) -> None:
-        """Serve until a signal ends the process.  Raises ConfigError if it cannot start."""
+    async def run(self) -> int:
+        """Serve until a signal ends the process; return its exit status.
+
+        Raises ConfigError if it cannot start.
+        """
         # First of all, because a SIGHUP without a handler would end the process.
         self._handle_signals()
         self._predecessor = Predecessor.find()
@@ -77,6 +84,7 @@ class Daemon:
         # The loop gives its handlers up before the process ends.  A signal in between would kill
         # the process, and its status would report a failure.
         signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+        return self._status_at_end
 
     async def _start(self) -> bool:
         """Start to serve; return False if a signal to stop came first.  Raises ConfigError."""
@@ -107,6 +115,7 @@ class Daemon:
     async def _prepare(self) -> None:
         """Do all that comes before serving.  A successor fails at once instead of waiting."""
         unused = await self._server.prepare(waits=self._predecessor is None)
+        take_over_process(self._server.defects)
         if self._predecessor is not None:
             try:
                 await self._predecessor.wait_until_we_serve(unused, self._read_again)
@@ -121,6 +130,11 @@ class Daemon:
                 self._successor.kill()
         if self._predecessor is not None:
             self._predecessor.report_stop()
+
+    def _end_for_want_of_memory(self) -> None:
+        """Stop as SIGTERM does, but with a status that makes the manager start us again."""
+        self._status_at_end = EX_TEMPFAIL
+        self._stop.set()
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -157,12 +171,13 @@ class Daemon:
     def _send_heartbeats(self) -> None:
         """Show at regular intervals that the event loop runs; one that hangs does not."""
         watchdog_s = self._manager.watchdog_s
+        # Twice per watchdog interval, as sd_watchdog_enabled(3) recommends.
+        every_s = min(watchdog_s / 2, _HEARTBEAT_S) if watchdog_s else _HEARTBEAT_S
+        # First of all, so that no exception makes it the last one.
+        asyncio.get_running_loop().call_later(every_s, self._send_heartbeats)
         self._report_alive()
         if self._predecessor is not None:
             self._predecessor.send_heartbeat()
-        # Twice per watchdog interval, as sd_watchdog_enabled(3) recommends.
-        every_s = min(watchdog_s / 2, _HEARTBEAT_S) if watchdog_s else _HEARTBEAT_S
-        asyncio.get_running_loop().call_later(every_s, self._send_heartbeats)
 
     def _report_alive(self) -> None:
         watchdog = () if self._manager.watchdog_s is None else ("WATCHDOG=1",)
@@ -182,7 +197,7 @@ class Daemon:
             self._successor.reload()
         if self._handed_over:
             return  # to the successor, which alone accepts connections
-        if self._reloading is None:
+        if self._reloading is None or self._reloading.done():
             self._reloading = self._start_task(self._reload)
         else:
             self._reload_again = True
@@ -196,7 +211,6 @@ class Daemon:
                 self._manager.notify_reloading()
             await self._read_again()
             self._notify("READY=1", self._status())
-        self._reloading = None
 
     async def _read_again(self) -> None:
         """Adopt what the files say now, or log an error and change nothing."""
@@ -233,7 +247,7 @@ class Daemon:
         self._log.info("upgrade_started", successor=self._successor.pid)
 
     def _obstacle_to_upgrade(self) -> str | None:
-        if ends_container():
+        if _ends_container():
             return "the container ends with this process, and the successor would be killed"
         if (
             self._predecessor
@@ -286,3 +300,16 @@ class Daemon:
             self._report_alive()
             # There may have been reloads that only the successor has seen.
             self._request_reload()
+
+
+def _ends_container() -> bool:
+    """Return True if the end of this process ends its container, and with it a successor."""
+    if os.getpid() == 1:
+        return True
+    if os.getppid() != 1:
+        return False
+    try:
+        init = Path("/proc/1/comm").read_text("utf-8", "replace").strip()
+    except OSError:
+        return False
+    return init.startswith(_CONTAINER_INITS)

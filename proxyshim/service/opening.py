@@ -48,7 +48,7 @@ async def open_all(
         while failures := await _try_all(source, wanted, opened):
             for number, error in failures.items():
                 missing = wanted[number]
-                text = f"{missing.key} = {str(missing.name)!r}: {error.detail}"
+                text = _text(missing, error)
                 if not error.is_temporary:
                     raise ConfigError(text)
                 if loop.time() - started_at >= missing.timeout_s:
@@ -119,7 +119,8 @@ class OptionalSocket:
     async def open(self) -> bool:
         """Return True if it could be opened, otherwise log an error, once for each cause.
 
-        Raises ConfigError if systemd has not passed it.
+        Raises ConfigError if systemd has not passed it, or if the kernel or the unit does not
+        allow sockets of its family.
         """
         wanted = self._wanted
         listening: list[ListeningSocket] = []
@@ -131,6 +132,8 @@ class OptionalSocket:
                 each.listen()
         except BindError as error:
             _close_unserved(listening)
+            if error.is_impossible:
+                raise ConfigError(_text(wanted, error)) from None
             if error.detail != self._reported:
                 self._reported = error.detail
                 self._log.error("bind_failed", **_described(wanted, error))
@@ -144,6 +147,10 @@ class OptionalSocket:
         while not self._is_open:
             await asyncio.sleep(_RETRY_OPTIONAL_S)
             await self.open()
+
+
+def _text(wanted: Wanted, error: BindError) -> str:
+    return f"{wanted.key} = {str(wanted.name)!r}: {error.detail}"
 
 
 def _described(wanted: Wanted, error: BindError) -> dict[str, str]:

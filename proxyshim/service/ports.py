@@ -1,4 +1,8 @@
-"""All listening sockets of the process: for mail, for agent checks and for the metrics."""
+"""All listening sockets of the process: which are open, and who closes them.
+
+There are three kinds, and each has something that accepts on it: mail an ``Acceptor``, agent checks
+a ``BoundedAcceptor``, and the metrics an ``HttpServer``.
+"""
 
 import asyncio
 import socket
@@ -9,7 +13,8 @@ from typing import Any
 from proxyshim.addresses import read_socket_name
 from proxyshim.config import Config
 from proxyshim.service.acceptor import Acceptor
-from proxyshim.service.metrics_port import MetricsPort
+from proxyshim.service.bounded_acceptor import BoundedAcceptor
+from proxyshim.service.http import HttpServer
 from proxyshim.service.opening import OptionalSocket, UseSockets, Wanted, open_all
 from proxyshim.service.sockets import ListeningSocket, SocketSource
 
@@ -18,12 +23,13 @@ class Ports:
     """Opens, pauses and closes the sockets; what accepts on them is given."""
 
     def __init__(
-        self, smtp: Acceptor, agent: Acceptor, metrics: MetricsPort, log: Any
+        self, smtp: Acceptor, agent: BoundedAcceptor, metrics: HttpServer, log: Any
     ) -> None:
         """Use these to accept; nothing is open before ``open``."""
         self._smtp = smtp
         self._agent = agent
         self._metrics = metrics
+        self._all = (smtp, agent, metrics)
         self._log = log
         self._missing: list[OptionalSocket] = []
         self._opening: list[asyncio.Task[None]] = []  # what is missing, while we serve
@@ -67,7 +73,7 @@ class Ports:
         if config.metrics is not None:
             bind = read_socket_name(config.metrics.bind)
             await self._open_optional(
-                source, Wanted("metrics.bind", bind, 0o600), self._metrics.use
+                source, Wanted("metrics.bind", bind, 0o600), self._show_metrics_on
             )
 
     async def _open_optional(
@@ -86,29 +92,33 @@ class Ports:
         if self._is_serving:
             self._agent.resume()
 
+    def _show_metrics_on(self, listening: Sequence[ListeningSocket]) -> None:
+        for each in listening:
+            self._metrics.add(each)
+            self._log.info("metrics_opened", address=each.address)
+
     def sockets(self) -> dict[str, socket.socket]:
         """Return every socket by the key under which a successor looks it up."""
-        accepting = self._smtp.sockets + self._agent.sockets
-        found = {listening.key: listening.sock for _, listening in accepting}
-        return found | self._metrics.sockets()
+        found = [each for _, each in self._smtp.sockets + self._agent.sockets]
+        return {each.key: each.sock for each in found + self._metrics.sockets}
 
     def serve(self) -> None:
         """Accept connections from now on, or again."""
         self._is_serving = self._has_served = True
         self._is_handed_over = False
-        self._metrics.resume()
-        self._smtp.resume()
-        self._agent.resume()
+        for each in self._all:
+            each.resume()
         loop = asyncio.get_running_loop()
-        self._opening = [loop.create_task(each.open_later()) for each in self._missing]
+        self._opening = [
+            loop.create_task(missing.open_later()) for missing in self._missing
+        ]
 
     def hand_over(self) -> None:
         """Leave all new connections to a successor."""
         self._stop_serving()
         self._is_handed_over = True
-        self._smtp.pause()
-        self._agent.pause()
-        self._metrics.pause()
+        for each in self._all:
+            each.pause()
 
     def close_unserved(self, keys: Collection[str]) -> None:
         """Close the sockets for which a successor has no use.
@@ -131,9 +141,8 @@ class Ports:
     def close(self) -> None:
         """Close everything."""
         self._stop_serving()
-        self._release(self._smtp)
-        self._release(self._agent)
-        self._metrics.close()
+        for each in self._all:
+            self._release(each)
 
     def _stop_serving(self) -> None:
         """Open nothing more, because nobody would serve it."""
@@ -141,7 +150,7 @@ class Ports:
         for task in self._opening:
             task.cancel()
 
-    def _release(self, acceptor: Acceptor) -> None:
+    def _release(self, acceptor: Acceptor | BoundedAcceptor | HttpServer) -> None:
         for listening in acceptor.release():
             is_predecessors = listening.inherited and not self._has_served
             listening.close(leave_path=self._is_handed_over or is_predecessors)

@@ -5,15 +5,17 @@ import math
 import os
 import socket
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict
 from itertools import count
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
-from proxyshim.addresses import Endpoint
+from proxyshim import logs
+from proxyshim.addresses import Endpoint, SocketName
 from proxyshim.backend.dial import BackendLimits, Dial
+from proxyshim.backend.dialogue import LastReply
 from proxyshim.config import Config
 from proxyshim.conveyance import BY_NAME
 from proxyshim.dns.system import System
@@ -26,7 +28,8 @@ from proxyshim.net.reactor import Reactor
 from proxyshim.service.acceptor import Acceptor, Limiter
 from proxyshim.service.agent import AgentChecks
 from proxyshim.service.backends import Backends
-from proxyshim.service.metrics_port import MetricsPort
+from proxyshim.service.defects import Defects
+from proxyshim.service.http import HttpServer, Pages
 from proxyshim.service.ports import Ports
 from proxyshim.service.sandbox import report_forbidden
 from proxyshim.service.sockets import SocketSource
@@ -36,17 +39,28 @@ from proxyshim.session.shared import Shared
 from proxyshim.session.trust import Trust
 from proxyshim.throttle import Suppressed, Throttle
 
+_LOOK_AGAIN_S: Final = 1.0
+
 
 class Server:
     """Owns the listeners of a process, their sessions and the metrics address."""
 
-    def __init__(self, config: Config) -> None:
-        """Prepare to serve *config*; nothing is opened before ``start``."""
+    def __init__(
+        self, config: Config, on_exhausted: Callable[[], None] = lambda: None
+    ) -> None:
+        """Prepare to serve *config*; nothing is opened before ``start``.
+
+        *on_exhausted* is called when there has been no memory for some time.
+        """
+        self._on_exhausted = on_exhausted
         self._config = config  # as at the start: sockets, log and DNS keep to it
         self._log = structlog.get_logger()
         self._loop: asyncio.AbstractEventLoop
         self._reactor: Reactor
+        self._ports: Ports
+        self.defects: Defects
         self.metrics = Metrics()
+        self.metrics.count_dropped_lines = logs.lines_dropped
         self._system = System()
         self._resolver = Resolver(
             _resolver_settings(config), self.metrics, self._system
@@ -72,21 +86,14 @@ class Server:
             lambda name, peer: self._shared[name].is_listed(peer),
         )
         self._smtp_acceptor = Acceptor(
-            self._limiter.admit, self._limiter.turn_away, self._sessions, self._log
+            self._limiter.admit,
+            self._limiter.turn_away,
+            self._sessions,
+            self.metrics,
+            self._log,
         )
         self._agent_checks = AgentChecks(self._open_connection, self.metrics)
-        self._agent_acceptor = Acceptor(
-            self._agent_checks.answer,
-            self._agent_checks.turn_away,
-            self._sessions,
-            self._log,
-        )
-        self._ports = Ports(
-            self._smtp_acceptor,
-            self._agent_acceptor,
-            MetricsPort(self.metrics, self._log),
-            self._log,
-        )
+        self._last_replies: dict[SocketName, LastReply] = {}
 
     # Start and reload.
 
@@ -103,6 +110,13 @@ class Server:
         """
         self._loop = asyncio.get_running_loop()
         self._reactor = Reactor(self._loop)  # early, while descriptors are available
+        self._catch_exceptions()
+        self._ports = Ports(
+            self._smtp_acceptor,
+            self._agent_checks.acceptor,
+            HttpServer(Pages(self.metrics), self.defects.note_from_thread),
+            self._log,
+        )
         self._is_closed = False
         try:
             source = SocketSource()
@@ -117,6 +131,13 @@ class Server:
             self._log, self._config, self._backends.ips(), self.sockets().values()
         )
         return unused
+
+    def _catch_exceptions(self) -> None:
+        """Log what reaches nobody else, and note when memory is exhausted."""
+        memory = self._reactor.memory
+        memory.on_exhausted = self._note_exhausted
+        self.defects = Defects(self._loop, self._log, self._throttle, memory.note_error)
+        self._loop.set_exception_handler(self.defects.note_in_loop)
 
     async def _adopt(self, config: Config) -> None:
         """Apply *config* to sessions and agent checks that begin from now on."""
@@ -138,7 +159,12 @@ class Server:
                     addresses,
                     listener.allowlist,
                 ),
-                Dial(self._reactor, addresses, BackendLimits.from_listener(listener)),
+                Dial(
+                    self._reactor,
+                    addresses,
+                    BackendLimits.from_listener(listener),
+                    self._last_replies.setdefault(listener.backend, LastReply()),
+                ),
                 BY_NAME[listener.settings.convey],
                 Reports(name, str(listener.backend), self.metrics, self._throttle),
                 self._resolver if listener.settings.resolve else None,
@@ -174,10 +200,16 @@ class Server:
 
     def _do_housekeeping(self) -> None:
         """Once a second, record that the loop runs and report what the throttle suppressed."""
+        # First of all, so that no exception makes it the last time.
+        self._housekeeping = self._loop.call_later(HEARTBEAT_S, self._do_housekeeping)
         now = time.monotonic()
         self.metrics.heartbeat = now
+        self._reactor.memory.restore()
         _log_suppressed(self._log, self._throttle.take_counts(now))
-        self._housekeeping = self._loop.call_later(HEARTBEAT_S, self._do_housekeeping)
+
+    def _note_exhausted(self) -> None:
+        self._log.error("memory_exhausted", sessions=len(self._sessions))
+        self._on_exhausted()
 
     # Accepting.
 
@@ -213,14 +245,20 @@ class Server:
     def _start_session(
         self, listener: str, sock: socket.socket, peer: Endpoint | None
     ) -> None:
-        session = Session(
-            self._shared[listener],
-            self._open_connection(sock),
-            peer,
-            f"{self._run_id}-{next(self._session_numbers)}",
-        )
-        self._sessions.add(session)
-        session.start(self._note_session_end)
+        connection = self._open_connection(sock)
+        try:
+            session = Session(
+                self._shared[listener],
+                connection,
+                peer,
+                f"{self._run_id}-{next(self._session_numbers)}",
+                self._note_session_end,
+            )
+            self._sessions.add(session)
+        except BaseException:  # no memory: the caller still answers on the socket
+            connection.detach()
+            raise
+        session.start()
 
     def _note_session_end(self, session: Session) -> None:
         self._sessions.discard(session)
@@ -235,7 +273,8 @@ class Server:
         while self._sessions:
             if self._all_ended is None:
                 self._all_ended = self._loop.create_future()
-            await asyncio.shield(self._all_ended)
+            # Without memory the future may fail to wake us.
+            await asyncio.wait([self._all_ended], timeout=_LOOK_AGAIN_S)
 
     async def close(self) -> None:
         """Stop accepting, end each session as soon as that loses no message, and close."""

@@ -80,14 +80,18 @@ class BindError(ShimError):
     """A socket could not be opened.
 
     *is_temporary* is True if that may change without a change of the configuration: the address is
-    still tentative or on another host, the port is busy, the DNS does not answer.
+    still tentative or on another host, the port is busy, the DNS does not answer.  *is_impossible*
+    is True if no socket of this kind can be opened at all.
     """
 
-    def __init__(self, detail: str, *, is_temporary: bool) -> None:
+    def __init__(
+        self, detail: str, *, is_temporary: bool, is_impossible: bool = False
+    ) -> None:
         """Keep the *detail*, which names the cause."""
         super().__init__(detail)
         self.detail = detail
         self.is_temporary = is_temporary
+        self.is_impossible = is_impossible
 
 
 class SocketSource:
@@ -267,7 +271,11 @@ def _overlap(one: str, other: str) -> bool:
 
 def _bind_error(error: OSError) -> BindError:
     detail = _HINTS.get(error.errno or 0) or error.strerror or str(error)
-    return BindError(detail, is_temporary=error.errno in _TEMPORARY)
+    return BindError(
+        detail,
+        is_temporary=error.errno in _TEMPORARY,
+        is_impossible=error.errno == errno.EAFNOSUPPORT,
+    )
 
 
 def _set_options(sock: socket.socket) -> None:

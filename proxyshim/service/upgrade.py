@@ -36,7 +36,6 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Self
 
 from proxyshim.errors import NotReadyError
@@ -57,9 +56,6 @@ _READ_AGAIN: Final = b"r"
 _SERVE: Final = b"!"
 _HEARTBEAT: Final = b"."
 _STOPPING: Final = b"x"
-
-# What runs as process 1 of a container to reap zombies, and ends with its child.
-_CONTAINER_INITS: Final = ("tini", "docker-init", "dumb-init", "catatonit")
 
 # How often a predecessor looks whether its successor is late or silent.
 _TICK_S: Final = 0.2
@@ -345,19 +341,6 @@ class Predecessor:
 
         # After its answer it sends nothing, so the socket becomes readable only at its end.
         loop.add_reader(self._link.fileno(), note_end)
-
-
-def ends_container() -> bool:
-    """Return True if the end of this process ends its container, and with it a successor."""
-    if os.getpid() == 1:
-        return True
-    if os.getppid() != 1:
-        return False
-    try:
-        init = Path("/proc/1/comm").read_text("utf-8", "replace").strip()
-    except OSError:
-        return False
-    return init.startswith(_CONTAINER_INITS)
 
 
 def _ended() -> NotReadyError:

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import structlog
 
 from proxyshim.addresses import Endpoint
-from proxyshim.errors import PeerError, Reason
+from proxyshim.errors import PeerError, Reason, place_of
 from proxyshim.limits import client_key
 from proxyshim.metrics import Metrics
 from proxyshim.net.stream import Stream
@@ -107,6 +107,7 @@ ENDINGS: Final[Mapping[Reason, Ending]] = MappingProxyType(
         Reason.VERB_IN_CONTENT: _COMMAND,
         Reason.COMMAND_TOO_LONG: _DIALOGUE,
         Reason.CONTROL_OCTET: _DIALOGUE,
+        Reason.TOO_MANY_REFUSALS: _DIALOGUE,
         Reason.REPLY_UNASKED: _DIALOGUE,
         Reason.REPLY_OUT_OF_PLACE: _DIALOGUE,
         Reason.CLIENT_IDLE: Ending(Outcome.IDLE),
@@ -126,9 +127,10 @@ ENDINGS: Final[Mapping[Reason, Ending]] = MappingProxyType(
         Reason.TOO_MANY_FROM_CLIENT: Ending(
             Outcome.REFUSED, replies.TOO_MANY, "client_limited", is_refusal=True
         ),
-        # Ourselves.  Out of descriptors: towards the backend; a connection that is shed for it has
-        # no session, and its own event.
+        # Ourselves.  Out of something: towards the backend; a connection that is shed for it has no
+        # session, and its own event.
         Reason.OUT_OF_DESCRIPTORS: _backend(),
+        Reason.OUT_OF_RESOURCES: _backend(),
         Reason.SHUTDOWN: Ending(Outcome.SHUTDOWN, replies.SHUTTING_DOWN),
         Reason.INTERNAL_ERROR: Ending(
             Outcome.FAILED, replies.FAILED, "session_failed", "error"
@@ -250,8 +252,14 @@ class Reports:
 
     def defect(self, record: SessionRecord, error: BaseException) -> None:
         """Record that the session ended with an exception that nobody expected."""
-        self._end(record, Reason.INTERNAL_ERROR, record.detail)
-        self._bound(record).error("session_failed", exc_info=error)
+        detail = record.detail or type(error).__name__  # a refusal's detail says more
+        self._end(record, Reason.INTERNAL_ERROR, detail)
+        place, now = place_of(error), time.monotonic()
+        reason = Reason.INTERNAL_ERROR
+        if self.throttle.admits(reason, place, now, About.OURSELVES):
+            # A traceback takes memory.
+            shown = None if isinstance(error, MemoryError) else error
+            self._bound(record).error("session_failed", place=place, exc_info=shown)
 
     # The last line.
 

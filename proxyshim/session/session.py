@@ -33,7 +33,7 @@ from proxyshim.session.shares import (
     OVER_A_LIMIT,
     share_of,
 )
-from proxyshim.session.timing import FINAL_REPLY_S, RelayLimits
+from proxyshim.session.timing import RelayLimits
 from proxyshim.smtp import replies
 from proxyshim.smtp.guard import Guard, Rules
 from proxyshim.smtp.verbs import Refusal
@@ -68,9 +68,17 @@ class Session:
     )
 
     def __init__(
-        self, shared: Shared, client: Stream, peer: Endpoint | None, number: str
+        self,
+        shared: Shared,
+        client: Stream,
+        peer: Endpoint | None,
+        number: str,
+        on_end: Callable[["Session"], None],
     ) -> None:
-        """Take over an accepted connection; *peer* is None on a unix socket."""
+        """Take over an accepted connection; *peer* is None on a unix socket.
+
+        *on_end* is called at the end.
+        """
         self._shared = shared
         self._client = client
         self._record = SessionRecord(number, shared.listener.settings.name, peer)
@@ -80,13 +88,13 @@ class Session:
         self._relay: Relay | None = None
         self._share: str | None = None
         self._draining = False
-        self._fiber: Fiber | None = None  # while a drain may interrupt it
-        self._on_end: Callable[[Session], None]
-
-    def start(self, on_end: Callable[["Session"], None]) -> None:
-        """Serve the peer until the end, and then call *on_end*."""
         self._on_end = on_end
-        self._fiber = Fiber(self._run(), self._finish)
+        # While a drain may interrupt it.
+        self._fiber: Fiber | None = Fiber(self._run(), self._finish)
+
+    def start(self) -> None:
+        """Serve the peer until the end."""
+        assert self._fiber is not None
         self._fiber.wake()
 
     def drain(self) -> None:
@@ -100,9 +108,16 @@ class Session:
             self._fiber.interrupt(asyncio.CancelledError())
 
     def _finish(self, error: BaseException | None) -> None:
-        if error is not None:
-            self._shared.reports.defect(self._record, error)
-        self._on_end(self)
+        try:
+            if error is not None:
+                self._note_defect(error)
+        finally:
+            self._on_end(self)
+
+    def _note_defect(self, error: BaseException) -> None:
+        if isinstance(error, MemoryError):
+            self._client.reactor.memory.note_error()
+        self._shared.reports.defect(self._record, error)
 
     async def _run(self) -> None:
         metrics = self._shared.reports.metrics
@@ -112,19 +127,30 @@ class Session:
             self._fiber = None  # a drain does not shorten the close
             await self._close(farewell)
         except Exception as error:  # noqa: BLE001 - a defect ends one session, not all
-            self._shared.reports.defect(self._record, error)
+            self._note_defect(error)
             if self._record.guard is None:
                 self._client.send(replies.FAILED)
         finally:
-            self._client.close()
-            self._close_backend()
-            if self._share is not None:
-                self._shared.shares.give_back(self._share)
             metrics.sessions_open -= 1
-            self._shared.reports.closed(self._record, self._client)
-            # Break the reference cycle session <-> relay, so that both are freed without a pass
-            # of the garbage collector.
-            self._relay = None
+            self._give_everything_back()
+
+    def _give_everything_back(self) -> None:
+        failure: Exception | None = None
+        for step in (self._client.close, self._close_backend, self._report_end):
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001 - it must not keep the other steps from us
+                failure = error
+        # Break the reference cycle session <-> relay, so that both are freed without a pass of
+        # the garbage collector.
+        self._relay = None
+        if failure is not None:
+            raise failure
+
+    def _report_end(self) -> None:
+        if self._share is not None:
+            self._shared.shares.give_back(self._share)
+        self._shared.reports.closed(self._record, self._client)
 
     async def _serve(self) -> bytes:
         """Go through the phases; return what is still to be sent to the client."""
@@ -141,7 +167,10 @@ class Session:
                     record.phase = Phase.RELAY
                     if reports.failing:
                         reports.backend_recovered(record)
-                    await self._run_relay(identity, backend)
+                    self._relay = self._begin_relay(identity, backend)
+                    # Early data is passed on by now, and not kept for the session's life.
+                    del backend
+                    self._judge_end(await self._relay.wait(), self._relay)
                 case HandedOff():
                     record.outcome = Outcome.COMPLETED
             return b""
@@ -217,7 +246,7 @@ class Session:
 
     # Relay: until both directions are done.
 
-    async def _run_relay(self, identity: Identity, backend: Relayed) -> None:
+    def _begin_relay(self, identity: Identity, backend: Relayed) -> Relay:
         record, settings = self._record, self._shared.listener.settings
         if self._draining:
             raise asyncio.CancelledError
@@ -233,17 +262,26 @@ class Session:
                 starttls_offered=backend.starttls_offered,
             )
         )
-        limits = RelayLimits(settings.idle_timeout_s, settings.drain_timeout_s)
-        self._relay = relay = Relay(
-            self._client, backend.stream, guard, limits, self._refuse_command
+        limits = RelayLimits(
+            settings.idle_timeout_s,
+            settings.drain_timeout_s,
+            settings.drain_opaque_timeout_s,
         )
-        if admission.watch is not None and admission.is_undecided:
-            relay.watch_first_octets(admission.watch, self._refuse_header)
+        relay = Relay(
+            self._client,
+            backend.stream,
+            guard,
+            limits,
+            self._refuse_command,
+            self._refuse_header,
+            self._shared.dial.last_reply,
+        )
         record.backend_port = backend.local_port
         self._client.send(backend.greeting.raw)
         self._shared.reports.metrics.greeting_s.observe(record.age_s)
-        end = await relay.run(admission.early, backend.early)
-        self._judge_end(end, relay, guard)
+        watch = admission.watch if admission.is_undecided else None
+        relay.begin(admission.early, backend.early, watch)
+        return relay
 
     def _refuse_command(self, reason: Reason) -> None:
         self._shared.reports.command_refused(self._record, reason)
@@ -251,9 +289,11 @@ class Session:
     def _refuse_header(self, error: PeerError) -> bytes:
         return self._shared.reports.peer_refused(self._record, error)
 
-    def _judge_end(self, end: End, relay: Relay, guard: Guard) -> None:
+    def _judge_end(self, end: End, relay: Relay) -> None:
         """Record how the relay ended."""
         record, reports = self._record, self._shared.reports
+        guard = record.guard
+        assert guard is not None
         self._backend_closed = end is End.BACKEND_CLOSED
         if relay.cut_in is not None:
             record.outcome, record.reason = Outcome.CUT, guard.end_reason
@@ -284,14 +324,8 @@ class Session:
             self._client.flush()
             return
         self._quit_backend()
-        guard = self._record.guard
-        may_owe_acknowledgement = guard is not None and (
-            guard.messages_accepted > 0 or guard.is_opaque
-        )
-        await close_gently(
-            self._client,
-            until_acknowledged_s=FINAL_REPLY_S if may_owe_acknowledgement else 0.0,
-        )
+        final_octets = self._relay.final_octets if self._relay is not None else 0
+        await close_gently(self._client, final_octets=final_octets)
 
     def _may_linger(self) -> bool:
         """Return True if a client over a limit may still wait for a careful close.
@@ -306,7 +340,15 @@ class Session:
     def _quit_backend(self) -> None:
         if self._backend is not None:
             guard = self._record.guard
-            if guard is None or (guard.can_quit and not guard.backend_quitting):
+            # What the backend has not taken must not complete a message after the session, and a
+            # client that is lost must not complete one at all.
+            is_cut = (
+                self._backend.backlog_octets > 0
+                or self._record.outcome is Outcome.CLIENT_LOST
+            ) and self._backend.drop_unsent() > 0
+            if guard is None or not (
+                is_cut or guard.backend_quitting or not guard.can_quit
+            ):
                 self._backend.send(b"QUIT\r\n")
             self._close_backend()
 

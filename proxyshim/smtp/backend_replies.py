@@ -72,11 +72,13 @@ class BackendReader:
             self._relaxed.stop_tracking()  # a strict session never forwards STARTTLS
         else:
             dialogue.state = _COMMAND
-        if self._relaxed.kept_copy and dialogue.end_reason is None:
+        if dialogue.end_reason is None:
             self._relaxed.read_kept_copy()
 
     def _read(self, reply: Reply) -> None:
         dialogue = self._dialogue
+        if dialogue.hesitates:
+            dialogue.deliver_first()  # the backend has not hung up
         if not dialogue.owed:
             self._read_unsolicited(reply)
             return
@@ -85,16 +87,21 @@ class BackendReader:
         dialogue.note_reply(kind, reply.code)
         if reply.code == 421:
             dialogue.farewell = read_farewell(reply, client_has_spoken=True)
+        if dialogue.mode is _STRICT and (kind is Kind.UNKNOWN or dialogue.in_doubt):
+            dialogue.weigh(kind, reply.code)
         if kind is _EHLO and reply.code == 250:
             self._read_offer(reply)
         else:
             dialogue.to_client.append(reply.raw)
-        while dialogue.owed and isinstance(own := dialogue.owed[0], bytes):
-            del dialogue.owed[0]
-            dialogue.deliver_own(own)
+        if dialogue.owed and isinstance(dialogue.owed[0], bytes):
+            dialogue.hesitates = reply.code >= 500
+            if not dialogue.hesitates:
+                dialogue.deliver_first()
         if _ONLY_AFTER.get(reply.code, kind) is not kind:
             self._lose_track()
-        elif dialogue.state is _UNDECIDED and not dialogue.owed:
+        elif dialogue.state is _UNDECIDED and all(
+            isinstance(owed, bytes) for owed in dialogue.owed
+        ):
             self.decide_state(kind, reply.code)
 
     def _read_offer(self, reply: Reply) -> None:
@@ -122,7 +129,7 @@ class BackendReader:
         the EHLO was forwarded by the relaxed rules.
         """
         dialogue = self._dialogue
-        dialogue.unsure = True
+        dialogue.note_odd_dot()  # one may have passed
         at_command = dialogue.state is _COMMAND and not self._relaxed.is_ahead
         if dialogue.owed or not at_command:
             dialogue.end(Reason.REPLY_OUT_OF_PLACE, replies.OUT_OF_STEP)
@@ -133,6 +140,7 @@ class BackendReader:
         if dialogue.mode is _STRICT:
             # From here on we do not know what the backend reads, so the state never changes.
             dialogue.state = _UNDECIDED
+            dialogue.odd_dot_end = 0
             dialogue.end(Reason.REPLY_OUT_OF_PLACE, replies.OUT_OF_STEP)
         else:
             self._relaxed.stop_tracking()
@@ -141,7 +149,7 @@ class BackendReader:
         """Deliver a reply that, by our count, answers no command."""
         dialogue = self._dialogue
         if reply.code == 421:
-            has_spoken = dialogue.last_code != 0 or bool(dialogue.held)
+            has_spoken = dialogue.last_code != 0 or dialogue.held is not None
             dialogue.farewell = read_farewell(reply, client_has_spoken=has_spoken)
         dialogue.note_reply(None, reply.code)
         dialogue.to_client.append(reply.raw)
@@ -151,15 +159,19 @@ class BackendReader:
             # The server took the odd dot for the end, so what followed it are commands.
             dialogue.state = _COMMAND
             dialogue.note_reply(Kind.CONTENT, reply.code)
+            dialogue.milestone = len(dialogue.to_client)
             self._relaxed.read_kept_copy()
         elif dialogue.mode is _STRICT and dialogue.farewell is not None:
             dialogue.end(dialogue.farewell.reason)
         elif dialogue.mode is _STRICT and reply.code >= 500 and not dialogue.unsure:
             dialogue.end(Reason.CLIENT_REFUSED)  # it is about to hang up
         elif dialogue.mode is _STRICT:
-            own = b"" if dialogue.backend_quitting else replies.OUT_OF_STEP
+            # A failure that nobody asked for is how a server takes its leave.
+            own = replies.OUT_OF_STEP if reply.code < 400 else b""
             dialogue.end(Reason.REPLY_UNASKED, own)
-        elif dialogue.state is State.CONTENT and not reply.positive:
+        elif dialogue.state is State.CONTENT and reply.positive:
+            dialogue.odd_dot_end = 0
+        elif dialogue.state is State.CONTENT:
             # The server discards the rest up to the final dot, and does not reply again.
             dialogue.answered_early = True
             dialogue.mail_accepted = False

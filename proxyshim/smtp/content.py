@@ -10,11 +10,17 @@ import re
 from enum import Enum
 from typing import Final
 
-_IGNORED: Final = b" \t\v\f\r\n\0"  # what may follow an odd dot on its line
 _DOT_LINE: Final = b".\r\n"
 CONTENT_END: Final = b"\r\n" + _DOT_LINE
-# Starts at the LF of the previous line; the dot's own LF may not have arrived yet.
-_LONE_DOT: Final = re.compile(rb"\n\.[ \t\v\f\r\0]*(?:\n|\Z)")
+_OVERLAP: Final = (
+    len(CONTENT_END) - 1
+)  # of the end, this much may be in earlier packets
+
+# What may follow the dot of a lone dot; group 1 is empty if the line's LF has not arrived yet.
+# The possessive "*+" never tries a shorter run, so a long run of blanks costs nothing extra.
+_AFTER_DOT: Final = re.compile(rb"[ \t\v\f\r\0]*+(\n|\Z)")
+_DOT: Final = re.compile(rb"\." + _AFTER_DOT.pattern)
+_NEXT_DOT: Final = re.compile(rb"\n\." + _AFTER_DOT.pattern)
 
 
 class Dot(Enum):
@@ -25,39 +31,41 @@ class Dot(Enum):
 
 
 class ContentScanner:
-    """Follows content, however it is split into packets."""
+    """Follows content, however it is split into packets.
 
-    __slots__ = ("_after_crlf", "_last", "_line", "odd_dot")
+    ``bytes.find`` and patterns that do not backtrack do all the searching, and each packet is
+    searched a fixed number of times.  So no content costs much more than any other, whatever its
+    octets are.
+    """
+
+    __slots__ = ("_in_dot_line", "_tail", "odd_dot")
 
     def __init__(self) -> None:
         """Start after the 354, as if a CRLF had just passed."""
         # True once an odd dot was found; later ones are not reported until it is cleared.
         self.odd_dot = False
-        self._after_crlf = True  # the current line follows a CRLF, not a bare LF
-        self._last = b"\n"  # the last byte read
-        # The current line, or None if it cannot be a lone dot.  We keep only its first bytes,
-        # because the white space after a dot may be endless.
-        self._line: bytes | None = b""
+        self._tail = b"\r\n"  # the last bytes read, at most _OVERLAP
+        self._in_dot_line = False  # so far, the current line may be a lone dot
 
     def scan(self, data: bytes, start: int, end: int) -> tuple[int, Dot | None]:
         """Read data[start:end] up to the next lone dot that has to be reported.
 
         Return the position after it, and its kind; or *end* and None if there is none.
         """
-        position = start
-        while position < end:
-            if self._line is None:
-                position = self._skip_to_dot_line(data, position, end)
-            elif not self._line and not self._may_start(data[position]):
-                self._line = None
-            else:
-                position, dot = self._read_dot_line(data, position, end)
-                if dot is Dot.END:
-                    return position, dot
-                if dot is Dot.ODD and not self.odd_dot:
-                    self.odd_dot = True
-                    return position, dot
-        return position, None
+        if start >= end:
+            return start, None
+        if self.odd_dot:
+            return self._scan_for_end(data, start, end)
+        found = self._find_dot(data, start, end)
+        self._in_dot_line = found is not None and not found[1]
+        if found is None or not found[1]:
+            self._note(data, start, end)
+            return end, None
+        stop = found.end()
+        is_end = self._ends_content(data, start, stop)
+        self._note(data, start, stop)
+        self.odd_dot = not is_end
+        return stop, Dot.END if is_end else Dot.ODD
 
     def skim(self, data: bytes) -> bool:
         """Read all of *data* if no lone dot is in it, except a CRLF.CRLF that ends it.
@@ -65,86 +73,64 @@ class ContentScanner:
         Return False, without reading anything, if there may be another one or if the start of
         one may be pending.  Call ``scan`` then, which is the rule; this is its shortcut.
         """
-        if self.odd_dot or self._may_be_in_dot_line(data):
+        if (
+            self.odd_dot
+            or self._in_dot_line
+            or (data.startswith(b".") and self._tail[-1] == 0x0A)
+        ):
             return False
         end = len(data)
-        dot_line = _find_lone_dot(data, 0, end)
-        if dot_line != end:
-            is_last = dot_line == end - len(_DOT_LINE)
+        found = _find_next_dot(data, 0, end)
+        if found is not None:
+            is_last = found.start() == end - len(_DOT_LINE) - 1
             if not (is_last and data.endswith(CONTENT_END)):
                 return False
-        self._line = b"" if data[-1] == 0x0A else None
-        self._note_end(data, 0, end)
+        self._note(data, 0, end)
         return True
 
-    def _may_be_in_dot_line(self, data: bytes) -> bool:
-        """Return True if the current line, continued by *data*, may be a lone dot."""
-        return self._line is not None and (self._line != b"" or data[0] == 0x2E)
-
-    def _may_start(self, octet: int) -> bool:
-        """Return True if a line that starts with *octet* may be a dot that we still report."""
-        return octet == 0x2E and (self._after_crlf or not self.odd_dot)
-
-    def _skip_to_dot_line(self, data: bytes, position: int, end: int) -> int:
-        """Move to the start of the next line that may be a lone dot, or to the end."""
-        if self.odd_dot:
-            stop = _find_end(data, position, end)
-        else:
-            stop = _find_lone_dot(data, position, end)
-        self._line = b"" if data[stop - 1] == 0x0A else None
-        self._note_end(data, position, stop)
-        return stop
-
-    def _read_dot_line(
-        self, data: bytes, position: int, end: int
+    def _scan_for_end(
+        self, data: bytes, start: int, end: int
     ) -> tuple[int, Dot | None]:
-        """Read more of a line that starts with a dot and may contain nothing else."""
-        assert self._line is not None
-        line_end = data.find(b"\n", position, end) + 1
-        line = self._line + data[position : line_end or end]
-        if line.strip(_IGNORED) != b".":
-            self._line = None
-            return position, None
-        follows_crlf = self._after_crlf
-        self._note_end(data, position, line_end or end)
-        if not line_end:
-            self._line = line[: len(_DOT_LINE) + 1]
-            return end, None
-        self._line = b""
-        return line_end, Dot.END if follows_crlf and line == _DOT_LINE else Dot.ODD
+        """Read up to the end of content; an odd dot was found already."""
+        self._in_dot_line = False
+        seam = self._tail + data[start : min(start + _OVERLAP, end)]
+        found = seam.find(CONTENT_END)
+        if found >= 0:
+            stop = start + found + len(CONTENT_END) - len(self._tail)
+        else:
+            found = data.find(CONTENT_END, start, end)
+            stop = found + len(CONTENT_END) if found >= 0 else end
+        self._note(data, start, stop)
+        return stop, Dot.END if found >= 0 else None
 
-    def _note_end(self, data: bytes, start: int, end: int) -> None:
-        """Record how data[start:end], which is not empty, ends."""
-        if data[end - 1] == 0x0A:
-            before = data[end - 2 : end - 1] if end - 2 >= start else self._last
-            self._after_crlf = before == b"\r"
-        self._last = data[end - 1 : end]
+    def _find_dot(self, data: bytes, start: int, end: int) -> re.Match[bytes] | None:
+        """Find the first lone dot, or what may become one at the end."""
+        found = None
+        if self._in_dot_line:
+            found = _AFTER_DOT.match(data, start, end)
+        elif self._tail[-1] == 0x0A:
+            found = _DOT.match(data, start, end)
+        return found or _find_next_dot(data, start, end)
+
+    def _ends_content(self, data: bytes, start: int, stop: int) -> bool:
+        """Return True if the lone dot whose line ends at *stop* is CRLF.CRLF."""
+        last = data[max(start, stop - len(CONTENT_END)) : stop]
+        return (self._tail + last).endswith(CONTENT_END)
+
+    def _note(self, data: bytes, start: int, stop: int) -> None:
+        """Record how the content ends after data[start:stop]."""
+        last = data[max(start, stop - _OVERLAP) : stop]
+        self._tail = (self._tail + last)[-_OVERLAP:]
 
 
-def _find_lone_dot(data: bytes, start: int, end: int) -> int:
-    """Return where the next line starts that may be a lone dot, or *end* if there is none."""
+def _find_next_dot(data: bytes, start: int, end: int) -> re.Match[bytes] | None:
+    """Find the first lone dot that follows a LF in data[start:end]."""
     # Most content has few dots, so we look for those first.  That is memchr(), which is thirty
     # times as fast as any search for two bytes.
     dot = data.find(b".", start, end)
     if dot < 0:
-        return end
+        return None
     line_end = data.find(b"\n.", max(dot - 1, start), end)
     if line_end < 0:
-        return end
-    found = _LONE_DOT.search(data, line_end, end)
-    return found.start() + 1 if found else end
-
-
-def _find_end(data: bytes, start: int, end: int) -> int:
-    """Return where the next line starts that may be the end of content, or *end*.
-
-    This search is for content in which an odd dot was found already.
-    """
-    if data[start] == 0x0A:
-        return start + 1  # its CR may have come before *start*
-    found = data.find(CONTENT_END, start, end)
-    if found >= 0:
-        return found + 2
-    # The end may be split: it starts here and continues in the next packet.
-    last = data.rfind(b"\n", start, end) + 1
-    return last if last and end - last < len(_DOT_LINE) else end
+        return None
+    return _NEXT_DOT.search(data, line_end, end)

@@ -11,11 +11,16 @@ from enum import Enum, auto
 from typing import Final
 
 from proxyshim.errors import Reason
+from proxyshim.smtp import replies
 from proxyshim.smtp.content import ContentScanner
 from proxyshim.smtp.hang_up import Farewell
 from proxyshim.smtp.verbs import Kind, Refusal
+from proxyshim.smtp.waiting import Waiting
 
 MAX_OWED: Final = 1_000  # replies; at this bound we stop reading the client
+# Commands of one session that we refuse; the next one ends it.  Postfix permits as many errors
+# (smtpd_hard_error_limit).
+MAX_REFUSALS: Final = 20
 
 
 class Mode(Enum):
@@ -56,18 +61,27 @@ class Dialogue:
         "backend_quitting",
         "end_reason",
         "farewell",
+        "final_ends",
+        "forwarded",
         "held",
+        "hesitates",
+        "in_doubt",
         "last_code",
         "mail_accepted",
         "messages_accepted",
+        "milestone",
         "mode",
+        "odd_dot_end",
         "owed",
         "owed_after_5xx",
+        "refusals",
         "refused",
         "scanner",
+        "screening",
         "state",
         "to_backend",
         "to_client",
+        "unanswered",
         "unsure",
     )
 
@@ -84,26 +98,41 @@ class Dialogue:
         self.last_code = 0
         # The backend sent 221 or 421, so we expect it to close the connection.
         self.backend_quitting = False
-        self.held = b""  # from the client, and not allowed to pass yet
-        self.unsure = False  # see the argument in guard.py, step 3
+        self.held: Waiting | None = None  # from the client, and not allowed to pass yet
+        self.refusals = 0
+        # For these three see the argument in guard.py, steps 3 and 4.
+        self.unsure = False
+        self.in_doubt = False
+        self.screening = False
         # The backend's 421, once it has sent one.
         self.farewell: Farewell | None = None
         # How many replies were owed when the backend's last one, a 5xx, had come; -1 after any
-        # other reply.
+        # other reply.  As long as this is so, the backend may be about to hang up.
         self.owed_after_5xx = -1
+        self.hesitates = False  # our own reply comes next, and waits for such a hang-up
         # The backend has already answered the current content, before its end.
         self.answered_early = False
         self.mail_accepted = False
         self.messages_accepted = 0
+        # For the final replies (final_replies.py).
+        self.forwarded = 0  # octets of the client's, until the stream is opaque
+        # Where in them the messages end whose final replies are owed, and perhaps earlier ones.
+        self.final_ends: tuple[int, ...] = ()
+        # Where an odd dot ends that the backend may have taken for the end of the content; else 0.
+        self.odd_dot_end = 0
+        # Set by a final reply, to the number of parts in ``to_client`` including it; and by a
+        # reply after which the backend closes, to 0 if it is not a final one.
+        self.milestone: int | None = None
+        # The client had sent something that was not answered when the stream became opaque.
+        self.unanswered = False
 
     @property
     def transaction(self) -> Transaction:
         """Return how far the client's transaction is."""
         if self.mode is Mode.OPAQUE:
             return Transaction.OPAQUE
-        # The last reply owed is not a final one while its chunk is still being sent.
-        owed = self.owed[:-1] if self.state is State.CHUNK else self.owed
-        if Kind.CONTENT in owed or Kind.BDAT_LAST in owed:
+        owed = self.complete_owed
+        if any(kind in FINAL_KINDS for kind in owed):
             return Transaction.FINAL_REPLY
         if self.state in (State.CONTENT, State.CHUNK):
             return Transaction.CONTENT
@@ -111,21 +140,52 @@ class Dialogue:
             return Transaction.ENVELOPE
         return Transaction.IDLE
 
+    @property
+    def complete_owed(self) -> list[Kind | bytes]:
+        """Return the replies owed to what the client has completed."""
+        # The last reply owed is not a final one while its chunk is still being sent.
+        return self.owed[:-1] if self.state is State.CHUNK else self.owed
+
+    def forward(self, data: bytes) -> None:
+        """Pass *data* on to the backend."""
+        self.to_backend.append(data)
+        self.forwarded += len(data)
+
+    def last_certain(self, delivered: int) -> int:
+        """Return how many entries of ``owed`` end with the last final reply that is certain.
+
+        It is certain if its message ends within the first *delivered* octets.
+        """
+        places = [n for n, kind in enumerate(self.complete_owed) if kind in FINAL_KINDS]
+        ends = self.final_ends[len(self.final_ends) - len(places) :]
+        certain = [n for n, end in zip(places, ends, strict=True) if end <= delivered]
+        return certain[-1] + 1 if certain else 0
+
+    def note_message_end(self) -> None:
+        """Record that a message ends with the octets forwarded so far; its reply is owed."""
+        # Ends before the first reply that is still owed are of no use any more.
+        owed = sum(kind in FINAL_KINDS for kind in self.owed)
+        recent = self.final_ends[1 - owed :] if owed > 1 else ()
+        self.final_ends = (*recent, self.forwarded)
+
     def begin_content(self) -> None:
         """Enter content, after the 354."""
         self.state = State.CONTENT
+        self.odd_dot_end = 0
         self.scanner = ContentScanner()
         self.answered_early = False
 
     def end_content(self) -> None:
         """Leave content, after CRLF.CRLF was forwarded."""
+        self.odd_dot_end = 0
         if self.mode is _STRICT:
             self.state = _UNDECIDED
-            self.owed.append(_CONTENT)
         else:
             self.state = _COMMAND
-            if not self.answered_early:
-                self.owed.append(_CONTENT)
+            if self.answered_early:
+                return
+        self.owed.append(_CONTENT)
+        self.note_message_end()
 
     def note_reply(self, kind: Kind | None, code: int) -> None:
         """Record what a reply of the backend to *kind* means for the transaction.
@@ -136,12 +196,15 @@ class Dialogue:
         self.owed_after_5xx = len(self.owed) if code >= 500 else -1
         if code in _QUITTING_CODES:
             self.backend_quitting = True
+            self.milestone = self.milestone or 0
         positive = code < 300  # 2yz: the command was completed (RFC 5321, 4.2.1)
         if kind is _MAIL:
             self.mail_accepted |= positive
-        elif kind is _CONTENT or kind is _BDAT_LAST:
+        elif kind in FINAL_KINDS or kind is Kind.ODD_DOT:
             self.messages_accepted += positive
             self.mail_accepted = False
+            self.odd_dot_end = 0
+            self.milestone = len(self.to_client) + 1
         elif positive and kind in _RESETTING:
             self.mail_accepted = False
 
@@ -157,8 +220,32 @@ class Dialogue:
         since = self.owed[self.owed_after_5xx :]
         return all(owed is _QUIT or isinstance(owed, bytes) for owed in since)
 
+    def weigh(self, kind: Kind, code: int) -> None:
+        """Judge from the reply to a command sent alone whether our count of replies is right.
+
+        Call it for the reply to an unknown verb, and for every reply while ``in_doubt``.
+        """
+        is_complaint = code in _UNKNOWN_VERB_CODES
+        if kind is Kind.UNKNOWN:
+            self.in_doubt = is_complaint and (self.in_doubt or not self.unsure)
+            self.unsure = True
+        else:
+            self.unsure, self.in_doubt = is_complaint, False
+
+    def lose_count(self) -> None:
+        """Record that from here on we may be wrong about which reply answers which command."""
+        self.unsure = True
+        self.in_doubt = False
+
+    def note_odd_dot(self) -> None:
+        """Record that the backend may read commands where we see content."""
+        self.lose_count()
+        self.screening = True
+
     def answer(self, reply: bytes) -> None:
-        """Queue our own *reply*, or deliver it if no other reply is owed."""
+        """Queue our own *reply*, or deliver it if no other reply is owed or possible."""
+        if self.odd_dot_end and not self.owed:
+            self.owed.append(Kind.ODD_DOT)
         if self.owed:
             self.owed.append(reply)
         else:
@@ -170,11 +257,22 @@ class Dialogue:
             self.to_client.append(reply)
             self.last_code = int(reply[:3])
 
+    def deliver_first(self) -> None:
+        """Deliver our own replies that are first in the queue."""
+        self.hesitates = False
+        owed = self.owed
+        while owed and isinstance(own := owed[0], bytes):
+            del owed[0]
+            self.deliver_own(own)
+
     def refuse(self, refusal: Refusal) -> None:
         """Answer a command that is not forwarded."""
         self.refused.append(refusal.reason)
+        self.refusals += 1
         if refusal.ends:
             self.end(refusal.reason, refusal.reply)
+        elif self.refusals > MAX_REFUSALS:
+            self.end(Reason.TOO_MANY_REFUSALS, replies.TOO_MANY_REFUSALS)
         else:
             self.answer(refusal.reply)
 
@@ -183,7 +281,7 @@ class Dialogue:
         if self.end_reason is not None:
             return
         self.end_reason = reason
-        self.held = b""
+        self.held = None
         if reply and self.mode is not Mode.OPAQUE:
             self.answer(reply)
 
@@ -194,8 +292,10 @@ _COMMAND: Final = State.COMMAND
 _UNDECIDED: Final = State.UNDECIDED
 _MAIL: Final = Kind.MAIL
 _CONTENT: Final = Kind.CONTENT
-_BDAT_LAST: Final = Kind.BDAT_LAST
 _QUIT: Final = Kind.QUIT
 
+# What a final reply answers.
+FINAL_KINDS: Final = (Kind.CONTENT, Kind.BDAT_LAST)
 _QUITTING_CODES: Final = (221, 421)
+_UNKNOWN_VERB_CODES: Final = (500, 502)  # RFC 5321, 4.2.4
 _RESETTING: Final = (Kind.HELO, Kind.EHLO, Kind.RSET)

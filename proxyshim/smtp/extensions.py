@@ -19,16 +19,22 @@ _KEYWORD = re.compile(rb"[2-5][0-9]{2}[- ][ \t]*([^ \t=\r\n]*)[ \t=]?([^\r\n]*)"
 # A server sends everybody the same lines after the first, so we parse them once and cache the
 # result.  The cache is bounded, because a server may behave differently.
 _CACHED_OFFERS: Final = 128
+# A longer offer is parsed each time, so that the cache is bounded in octets as well.
+_MAX_CACHED_OCTETS: Final = 8_192
 
 
 def read_extensions(reply: Reply) -> Mapping[bytes, bytes]:
     """Return the parameters of each keyword, in upper case.  The first of several counts."""
-    return _read(_split(reply)[1])
+    offer = _split(reply)[1]
+    return _read(offer) if _may_cache(offer) else _read.__wrapped__(offer)
 
 
 def read_keywords(reply: Reply) -> frozenset[bytes]:
     """Return the keywords without their parameters."""
-    return _read_keywords(_split(reply)[1])
+    offer = _split(reply)[1]
+    if _may_cache(offer):
+        return _read_keywords(offer)
+    return frozenset(_read.__wrapped__(offer))
 
 
 def hide(reply: Reply, keywords: frozenset[bytes]) -> bytes:
@@ -37,7 +43,8 @@ def hide(reply: Reply, keywords: frozenset[bytes]) -> bytes:
     The other lines do not change, except for the separator of the one that becomes the last.
     """
     first, offer = _split(reply)
-    kept = _hide(offer, keywords)
+    hide_in = _hide if _may_cache(offer) else _hide.__wrapped__
+    kept = hide_in(offer, keywords)
     if kept == offer:
         return reply.raw
     return first + kept if kept else _as_last(first)
@@ -48,6 +55,10 @@ def _split(reply: Reply) -> tuple[bytes, bytes]:
     raw = reply.raw
     end = raw.find(b"\n") + 1 or len(raw)
     return raw[:end], raw[end:]
+
+
+def _may_cache(offer: bytes) -> bool:
+    return len(offer) <= _MAX_CACHED_OCTETS
 
 
 @lru_cache(_CACHED_OFFERS)

@@ -24,18 +24,26 @@ strict guard forwards must either be checked as a command, or certainly be read 
    read it, is not a forbidden one.
 2. *Everything else is checked too, or is certainly content.*  What is not a command is content,
    after a 354, or an answer to AUTH, after a 334.  Answers are checked like commands.  Content
-   passes unchecked only while two things are certain: the 354 was the reply to the client's DATA,
-   and the server has not ended the content before we think so.
-3. *Content is checked as soon as either is uncertain.*  The first is certain as long as we know
-   which reply answers which command.  We do know, because every server answers a command exactly
-   once if its verb is in our table and its form is one in which all servers find the same verb.
-   The second is certain until an *odd dot* passes: a lone dot that is not CRLF.CRLF, and that only
-   some servers take for the end of content (content.py).  The first command of any other kind, or
-   the first odd dot, makes the guard *unsure* for the rest of the session.  An unsure guard checks
-   every line of content, and accepts no proof.
+   passes unchecked only while it is certain that the server is in content, too: it was when it
+   sent the 354, and it has not ended the content before we think so.
+3. *Content is checked as soon as that is uncertain.*  A server leaves content only at a line that
+   consists of a dot.  CRLF.CRLF ends content on all servers, so both sides leave together.  An
+   *odd dot* is one that only some servers take for the end (content.py), or any dot that we
+   forward as a command or an answer while our count of replies may be wrong (step 4): then the
+   server may be in content because of an earlier DATA.  After the first odd dot, the guard checks
+   every line of content (*screening*) and accepts no proof, for the rest of the session.  Before
+   it, a 354 shows that the server is in content, even if our count is wrong: we forwarded nothing
+   with which the server could have left it since it sent that 354.
 4. *No other reply can pass for the proof.*  We forward an EHLO only when no reply is owed, and
    nothing after it until its reply is complete.  So the next reply must be the one to the EHLO,
-   unless our count of replies is wrong; but then the guard is already unsure.
+   unless our count of replies is wrong.  It is right as long as every command gets exactly one
+   reply.  Every server answers a command exactly once if its verb is in our table and its form is
+   one in which all servers find the same verb.  After any other command the guard is *unsure*, and
+   accepts no proof for the rest of the session, with one exception.  An unknown verb that was
+   sent while no reply was owed, and was answered with 500 or 502, leaves it only *in doubt*: the
+   server might answer it again.  If so, it answers with such a code again, and before it answers
+   the next command, which we send alone.  So if the next known command is answered with any
+   other code, there is no second answer, and all is certain again; otherwise the guard is unsure.
 5. *If we are wrong all the same, the session ends.*  It ends at the first reply that no forwarded
    command can have caused, for example a 220, which is the reply to XCLIENT.
 
@@ -56,6 +64,7 @@ from proxyshim.errors import Reason
 from proxyshim.smtp import replies
 from proxyshim.smtp.backend_replies import BackendReader
 from proxyshim.smtp.dialogue import MAX_OWED, Dialogue, Mode, State, Transaction
+from proxyshim.smtp.final_replies import FinalReplies
 from proxyshim.smtp.passing import (
     COMMAND_START_OCTETS,
     RELAXED_COMMANDS,
@@ -93,6 +102,7 @@ class Guard:
         "_relaxed",
         "_strict",
         "farewell",
+        "finals",
         "refused",
         "to_backend",
         "to_client",
@@ -105,6 +115,7 @@ class Guard:
         self._relaxed = RelaxedReader(dialogue)
         self._backend = BackendReader(dialogue, self._strict, self._relaxed)
         self._client_closed = False
+        self.finals = FinalReplies(dialogue, self._relaxed)
         # The backend's 421, for the log.
         self.farewell: str | None = None
         self.to_backend = dialogue.to_backend
@@ -165,13 +176,14 @@ class Guard:
         return (
             dialogue.end_reason is None
             and len(dialogue.owed) < MAX_OWED
-            and len(dialogue.held) < MAX_HELD_OCTETS
+            and (dialogue.held is None or len(dialogue.held) < MAX_HELD_OCTETS)
         )
 
     @property
     def client_drained(self) -> bool:
         """Return True if the client closed and all that may still pass was forwarded."""
-        return self._client_closed and b"\n" not in self._dialogue.held
+        held = self._dialogue.held
+        return self._client_closed and (held is None or not held.has_line())
 
     @property
     def awaits_backend(self) -> bool:
@@ -200,7 +212,7 @@ class Guard:
         this is the shortcut; passing.py explains why it is safe.
         """
         dialogue = self._dialogue
-        if dialogue.held or dialogue.end_reason is not None:
+        if dialogue.held is not None or dialogue.end_reason is not None:
             return False
         mode = dialogue.mode
         if mode is _OPAQUE:
@@ -220,6 +232,7 @@ class Guard:
             return False
         kind, dialogue.state = shortcut
         dialogue.owed.append(kind)
+        dialogue.forwarded += len(data)
         return True
 
     def from_client(self, data: bytes) -> None:
@@ -227,12 +240,18 @@ class Guard:
         dialogue = self._dialogue
         if dialogue.end_reason is not None:
             return
-        if dialogue.held:
-            data, dialogue.held = dialogue.held + data, b""
+        held, position = dialogue.held, 0
+        if held is not None:
+            if data:
+                held.add(data)
+                if held.for_reply:
+                    return
+            dialogue.held = None
+            data, position = held.take()
         if dialogue.mode is _STRICT:
-            self._strict.read(data)
+            self._strict.read(data, position)
             return
-        self._relaxed.read(data)
+        self._relaxed.read(data, position)
         if dialogue.mode is _OPAQUE:
             self._backend.release_unfinished()
 
@@ -247,15 +266,21 @@ class Guard:
     def abandon(self, reason: Reason, reply: bytes) -> None:
         """End the session at once: *reply* replaces all that are owed and will not come.
 
-        If the session was ending already, our own reply that ends it is delivered instead.
+        It answers the first of these.  Our own replies that are owed after that one are dropped,
+        because the client would take them for its answer; except a 421, which may answer anything.
+        Without a *reply*, nothing is delivered.
         """
         dialogue = self._dialogue
-        own = [owed for owed in dialogue.owed if isinstance(owed, bytes)]
+        dialogue.deliver_first()
+        last = dialogue.owed[-1] if dialogue.owed else None
         dialogue.owed.clear()
+        dialogue.odd_dot_end = 0
         if dialogue.end_reason is None:
             dialogue.end(reason, reply)
-        elif own:
-            dialogue.deliver_own(own[-1])
+        elif last is not None and reply:
+            if isinstance(last, bytes) and last.startswith(b"421"):
+                reply = last
+            dialogue.deliver_own(reply)
 
     # The backend's direction.
 
@@ -275,16 +300,18 @@ class Guard:
             code is None
             or not 0 < len(owed) < MAX_OWED
             or data.find(b"\n", 0, MAX_REPLY_LINE_OCTETS) != len(data) - 1
-            or dialogue.held
+            or dialogue.held is not None
+            or dialogue.in_doubt
             or dialogue.end_reason is not None
             or backend.parser.unread
-            or self._relaxed.kept_copy
+            or self._relaxed.kept_copy is not None
             or (len(owed) > 1 and isinstance(owed[1], bytes))
         ):
             return False
         kind = owed[0]
-        assert isinstance(kind, Kind)
-        if kind is _EHLO or (code == 354 and kind is not _DATA):
+        if not isinstance(kind, Kind) or kind is _EHLO or kind is _UNKNOWN:
+            return False
+        if code == 354 and kind is not _DATA:
             return False
         del owed[0]
         dialogue.note_reply(kind, code)
@@ -292,25 +319,34 @@ class Guard:
             backend.decide_state(kind, code)
         return True
 
-    def from_backend(self, data: bytes) -> None:
+    def from_backend(self, data: bytes) -> bool:
         """Read what the backend sent.
 
-        Raises BackendError if it does not consist of replies.
+        Return True if our own reply comes next and the backend's last one was a 5xx.  Servers hang
+        up after some of these, and nothing of ours may follow then.  So feed b"" a moment later,
+        unless the backend has hung up: our own reply is delivered then.
+
+        Raises BackendError if the bytes are not replies.
         """
         dialogue, backend = self._dialogue, self._backend
         if dialogue.mode is _OPAQUE:
             self.to_client.append(data)
-            return
+            return False
+        if not data and dialogue.hesitates:
+            dialogue.deliver_first()
+            if dialogue.held is not None:
+                self.from_client(b"")
         backend.parser.feed(data)
         # Once our last reply is delivered, nothing may follow it.
         while not self.finished and backend.read_next():
-            if dialogue.held:
+            if dialogue.held is not None:
                 self.from_client(b"")  # it may have waited for this reply
             if self.is_opaque:
                 backend.release_unfinished()
                 break
         if dialogue.farewell is not None:
             self.farewell = dialogue.farewell.text
+        return dialogue.hesitates
 
     def backend_closed(self, *, by_reset: bool = False) -> None:
         """Record the backend's end of file; end the session if it came unexpectedly.
@@ -344,4 +380,5 @@ _COMMAND: Final = State.COMMAND
 _IN_CONTENT: Final = State.CONTENT
 _UNDECIDED: Final = State.UNDECIDED
 _EHLO: Final = Kind.EHLO
+_UNKNOWN: Final = Kind.UNKNOWN
 _DATA: Final = Kind.DATA

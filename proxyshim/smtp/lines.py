@@ -18,8 +18,14 @@ WHITE: Final = b" \t\v\f\r"
 # and we have to recognise a PROXY header that comes later in a session.
 _VERB = re.compile(rb"[ \t\v\f\r]*(\0\r\n|[^ \t\v\f\r\n\0]*)")
 
-# Servers disagree about a verb that follows a blank or precedes a TAB, so neither is plain.
-_PLAIN = re.compile(rb"(?:[A-Za-z]+(?: [^\n]*)?)?\r?\n")
+# Servers disagree about a verb that follows a blank or precedes a TAB, so neither is plain.  The
+# possessive "++" and "*+" never try a shorter run, so a long line that does not match costs no
+# more than one that does.
+_PLAIN = re.compile(rb"(?:[A-Za-z]++(?: [^\n]*+)?)?\r?\n")
+
+# An unknown verb that all servers find, and find unknown, because no server ends it elsewhere.
+_WORD = re.compile(rb"[!-~]++(?: [^\n]*+)?\r?\n")
+_DOT = re.compile(rb"\.[ \t]*+\r?\n")
 
 # bytes.splitlines() will not do, because it also ends a line at a bare CR.
 _LINE = re.compile(rb"[^\n]*\n|[^\n]+")
@@ -27,7 +33,7 @@ _LINE = re.compile(rb"[^\n]*\n|[^\n]+")
 # A command may contain TAB, and CR before its LF.  Servers do not agree on the meaning of any
 # other octet below SP, nor of DEL.
 _CONTROL_OCTET = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_ORDINARY = re.compile(rb"(?:[A-Za-z]+(?: [^\x00-\x08\x0a-\x1f\x7f]*)?)?\r?\n")
+_ORDINARY = re.compile(rb"(?:[A-Za-z]++(?: [^\x00-\x08\x0a-\x1f\x7f]*+)?)?\r?\n")
 
 
 def verb_of(line: bytes) -> bytes:
@@ -44,6 +50,16 @@ def count_leading_blanks(line: bytes) -> int:
 def is_plain(line: bytes) -> bool:
     """Return True if all servers find the same verb in a whole *line*, or all find none."""
     return _PLAIN.fullmatch(line) is not None
+
+
+def is_word(line: bytes) -> bool:
+    """Return True if a whole *line* begins with a verb, of any characters, and perhaps a space."""
+    return _WORD.fullmatch(line) is not None
+
+
+def is_dot(line: bytes) -> bool:
+    """Return True if a whole command *line* would end content on some server."""
+    return _DOT.fullmatch(line) is not None
 
 
 def split_lines(reply: bytes) -> list[bytes]:

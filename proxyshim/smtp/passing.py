@@ -71,8 +71,9 @@ def pass_content(dialogue: Dialogue, data: bytes) -> bool:
 
     True means that the end was noted.  False means that nothing was done.
     """
-    if dialogue.unsure or not dialogue.scanner.skim(data):
+    if dialogue.screening or not dialogue.scanner.skim(data):
         return False
+    dialogue.forwarded += len(data)
     if data.endswith(CONTENT_END):
         dialogue.end_content()
     return True

@@ -21,10 +21,14 @@ from proxyshim.smtp.verbs import (
     may_become_refused,
     read_bdat,
 )
+from proxyshim.smtp.waiting import Waiting
 
 # If a client sends more than this after DATA without waiting for the reply, we stop tracking the
 # session.
 MAX_KEPT_OCTETS: Final = 262_144
+# How often we may begin again to read one copy, because a reply decides only what its next part
+# is.  A client that pipelines beyond so many replies is not tracked either.
+_MAX_REREADS: Final = 100
 # Blanks that we hold because a refused verb may follow them.  After more blanks than this we do
 # not look for a verb, however the line was split into packets.
 _MAX_BLANKS: Final = 512
@@ -33,7 +37,7 @@ _MAX_BLANKS: Final = 512
 class RelaxedReader:
     """Forwards what the client sends, and follows it."""
 
-    __slots__ = ("_chunk_left", "_dialogue", "kept_copy", "line_start")
+    __slots__ = ("_chunk_left", "_dialogue", "_rereads", "kept_copy", "line_start")
 
     def __init__(self, dialogue: Dialogue) -> None:
         """Begin at a command."""
@@ -41,48 +45,65 @@ class RelaxedReader:
         # The start of a command line that was forwarded in part; shortened if it is long.
         self.line_start = b""
         # A copy of what was forwarded before a reply could decide what it is.
-        self.kept_copy = b""
+        self.kept_copy: Waiting | None = None
+        self._rereads = 0  # of this copy
         self._chunk_left = 0  # octets of a BDAT's payload that are still to come
 
     @property
     def is_ahead(self) -> bool:
         """Return True if bytes were forwarded that we have not read as whole commands yet."""
-        return bool(self.line_start or self.kept_copy)
+        return bool(self.line_start) or self.kept_copy is not None
 
-    def read(self, data: bytes, *, forwarded: bool = False) -> None:
-        """Follow *data*, and forward all of it except refused commands.
+    def read(self, data: bytes, position: int, *, forwarded: bool = False) -> None:
+        """Follow data[position:], and forward all of it except refused commands.
 
         If it was *forwarded* already, we read it only to follow the dialogue.
         """
         dialogue = self._dialogue
-        position = 0
         while (
             position < len(data)
             and dialogue.mode is Mode.RELAXED
             and dialogue.end_reason is None
         ):
             position = _READERS[dialogue.state](self, data, position, forwarded)
-        if dialogue.mode is Mode.OPAQUE:
-            self._forward(data, position, len(data), forwarded)
+        if dialogue.mode is Mode.OPAQUE and not forwarded and position < len(data):
+            dialogue.to_backend.append(data[position:])  # not counted any more
 
     def read_kept_copy(self) -> None:
         """Read what was forwarded before we could know what it is."""
-        data, self.kept_copy = self.kept_copy, b""
-        if data:
-            self.read(data, forwarded=True)
+        copy, self.kept_copy = self.kept_copy, None
+        if copy is None:
+            return
+        self._rereads += 1
+        if self._rereads > _MAX_REREADS:
+            self.stop_tracking()
+            return
+        data, position = copy.take()
+        dialogue = self._dialogue
+        counted = dialogue.forwarded
+        dialogue.forwarded -= (
+            len(data) - position
+        )  # so that ends are found where they are
+        self.read(data, position, forwarded=True)
+        dialogue.forwarded = counted
+        if self.kept_copy is None:
+            self._rereads = 0
 
     def stop_tracking(self) -> None:
         """Make the session opaque, which is safe only because it is relaxed."""
         dialogue = self._dialogue
         dialogue.mode = Mode.OPAQUE
-        self.kept_copy = self.line_start = b""
-        # Our own replies have lost their place in the queue, but the client still needs them.
-        for owed in dialogue.owed:
-            if isinstance(owed, bytes):
-                dialogue.deliver_own(owed)
+        dialogue.odd_dot_end = 0
+        dialogue.unanswered = self.is_ahead or any(
+            isinstance(owed, Kind) for owed in dialogue.owed
+        )
+        self.kept_copy, self.line_start = None, b""
+        # Our own replies have lost their place in the queue, except those that are first.
+        dialogue.deliver_first()
         dialogue.owed.clear()
 
     def _forward(self, data: bytes, start: int, end: int, forwarded: bool) -> None:
+        self._dialogue.forwarded += end - start
         if not forwarded and start < end:
             self._dialogue.to_backend.append(data[start:end])
 
@@ -95,8 +116,10 @@ class RelaxedReader:
             end = data.find(b"\n", position) + 1
             if not end or len(dialogue.owed) >= MAX_OWED:
                 self._forward(data, unsent, position, forwarded)
-                rest = data[position:]
-                (self._pause if end else self._begin_line)(rest, forwarded)
+                if end:
+                    self._pause(data, position, forwarded)
+                else:
+                    self._begin_line(data[position:], forwarded)
                 return len(data)
             line = self.line_start + data[position:end]
             row = VERBS.get(verb_of(line), UNKNOWN)
@@ -106,6 +129,9 @@ class RelaxedReader:
                 dialogue.refuse(row.always)
             else:
                 self.line_start = b""
+                if row.kind is Kind.BDAT:  # the message may end here
+                    self._forward(data, unsent, end, forwarded)
+                    unsent = end
                 self._note_command(row, line)
             position = end
         self._forward(data, unsent, position, forwarded)
@@ -129,17 +155,20 @@ class RelaxedReader:
         """Read the start of a line, or more of it; its end has not arrived yet."""
         if self._can_hold(start, forwarded) and may_become_refused(start):
             # We need no more of a longer line, because we are going to refuse it.
-            self._dialogue.held = start[:MAX_COMMAND_OCTETS]
+            self._dialogue.held = Waiting(
+                start[:MAX_COMMAND_OCTETS], 0, for_reply=False
+            )
             return
         self._forward(start, 0, len(start), forwarded)
-        self.line_start = (self.line_start + start)[:MAX_COMMAND_OCTETS]
+        if len(self.line_start) < MAX_COMMAND_OCTETS:
+            self.line_start = (self.line_start + start)[:MAX_COMMAND_OCTETS]
 
-    def _pause(self, rest: bytes, forwarded: bool) -> None:
+    def _pause(self, data: bytes, position: int, forwarded: bool) -> None:
         """Read no further while so many replies are owed."""
         if forwarded:
             self.stop_tracking()
         else:
-            self._dialogue.held = rest
+            self._dialogue.held = Waiting(data, position, for_reply=True)
 
     def _note_command(self, row: Verb, line: bytes) -> None:
         """Record a command that is forwarded."""
@@ -159,6 +188,8 @@ class RelaxedReader:
         self._dialogue.owed.append(Kind.BDAT_LAST if last else Kind.BDAT)
         if self._chunk_left:
             self._dialogue.state = State.CHUNK
+        elif last:
+            self._dialogue.note_message_end()
 
     def _read_chunk(self, data: bytes, start: int, forwarded: bool) -> int:
         end = min(len(data), start + self._chunk_left)
@@ -166,6 +197,8 @@ class RelaxedReader:
         self._chunk_left -= end - start
         if not self._chunk_left:
             self._dialogue.state = State.COMMAND
+            if self._dialogue.owed[-1:] == [Kind.BDAT_LAST]:
+                self._dialogue.note_message_end()
         return end
 
     def _read_content(self, data: bytes, start: int, forwarded: bool) -> int:
@@ -175,13 +208,16 @@ class RelaxedReader:
         end, dot = dialogue.scanner.scan(data, start, len(data))
         if dot is Dot.ODD:
             after_odd_dot = end
+            dialogue.odd_dot_end = (
+                dialogue.odd_dot_end or dialogue.forwarded + end - start
+            )
             end, dot = dialogue.scanner.scan(data, end, len(data))
         self._forward(data, start, end, forwarded)
         if dot is Dot.END:
-            self.kept_copy = b""
+            self.kept_copy = None
             dialogue.end_content()
         elif dialogue.scanner.odd_dot:
-            self._keep(data[after_odd_dot:end])
+            self._keep(data, after_odd_dot)
         return end
 
     def _read_answer(self, data: bytes, start: int, forwarded: bool) -> int:
@@ -195,16 +231,20 @@ class RelaxedReader:
 
     def _read_undecided(self, data: bytes, start: int, forwarded: bool) -> int:
         self._forward(data, start, len(data), forwarded)
-        self._keep(data[start:])
+        self._keep(data, start)
         return len(data)
 
-    def _keep(self, data: bytes) -> None:
+    def _keep(self, data: bytes, start: int) -> None:
         """Keep a copy of what was forwarded and cannot be read yet, within bounds."""
-        if len(self.kept_copy) + len(data) <= MAX_KEPT_OCTETS:
-            self.kept_copy += data
+        copy = self.kept_copy
+        if len(data) - start + (0 if copy is None else len(copy)) <= MAX_KEPT_OCTETS:
+            if copy is None:
+                self.kept_copy = Waiting(data, start, for_reply=True)
+            else:
+                copy.add(data[start:])
         elif self._dialogue.state is State.CONTENT:
             # It must be content, because no client sends so many commands after a lone dot.
-            self._dialogue.scanner.odd_dot, self.kept_copy = False, b""
+            self._dialogue.scanner.odd_dot, self.kept_copy = False, None
         else:
             self.stop_tracking()
 

@@ -57,12 +57,20 @@ class ReplyParser:
 
     def __init__(self) -> None:
         """Start at a reply boundary."""
-        self.unread = b""  # was fed, but not yet returned by ``next``
+        # Was fed, but not yet returned by ``next``.  If more than one packet is needed for a
+        # reply, or more than one reply comes in a packet, it is a bytearray: adding to its end
+        # and removing its start take no longer if it is long.
+        self.unread: bytes | bytearray = b""
         self._scanned = 0  # where in ``unread`` the next line to be parsed starts
 
     def feed(self, data: bytes) -> None:
         """Add what was received."""
-        self.unread = self.unread + data if self.unread else data
+        if not self.unread:
+            self.unread = data
+            return
+        if isinstance(self.unread, bytes):
+            self.unread = bytearray(self.unread)
+        self.unread += data
 
     @property
     def at_boundary(self) -> bool:
@@ -81,14 +89,12 @@ class ReplyParser:
         if not self._scanned and buffer.endswith(b"\n"):
             found = _WHOLE_REPLY.match(buffer)
             if found and (end := found.end()) <= MAX_REPLY_LINE_OCTETS:
-                self.unread = buffer[end:]
-                return Reply(int(found[1]), buffer[:end])
+                return self._take(end, int(found[1]))
         while (end := buffer.find(b"\n", self._scanned) + 1) > 0:
             start, self._scanned = self._scanned, end
             separator = _read_line(buffer, start, end)
             if separator != b"-":
-                self.unread, self._scanned = buffer[end:], 0
-                return Reply(int(buffer[start : start + 3]), buffer[:end])
+                return self._take(end, int(buffer[start : start + 3]))
         if len(buffer) - self._scanned > MAX_REPLY_LINE_OCTETS:
             raise _bad(f"reply line exceeds {MAX_REPLY_LINE_OCTETS} octets")
         if len(buffer) > MAX_REPLY_OCTETS:
@@ -97,15 +103,27 @@ class ReplyParser:
 
     def take_rest(self) -> bytes:
         """Return and forget what was not parsed, because no further reply is expected."""
-        rest, self.unread, self._scanned = self.unread, b"", 0
+        rest, self.unread, self._scanned = bytes(self.unread), b"", 0
         return rest
 
+    def _take(self, end: int, code: int) -> Reply:
+        """Return the reply that ends at *end*."""
+        buffer, self._scanned = self.unread, 0
+        if end == len(buffer):
+            self.unread = b""
+            return Reply(code, bytes(buffer))
+        raw = bytes(buffer[:end])
+        if isinstance(buffer, bytes):
+            self.unread = buffer = bytearray(buffer)
+        del buffer[:end]
+        return Reply(code, raw)
 
-def _read_line(buffer: bytes, start: int, end: int) -> bytes:
+
+def _read_line(buffer: bytes | bytearray, start: int, end: int) -> bytes:
     """Return what follows the code of one line; that is "-" if more lines follow."""
     found = _REPLY_LINE.match(buffer, start, end)
     if found is None:
-        raise _bad(f"not a reply line: {buffer[start : min(end, start + 60)]!r}")
+        raise _bad(f"not a reply line: {bytes(buffer[start : min(end, start + 60)])!r}")
     if end - start > MAX_REPLY_LINE_OCTETS:
         raise _bad(f"reply line exceeds {MAX_REPLY_LINE_OCTETS} octets")
     return found[1]
@@ -143,6 +161,7 @@ AUTH_UNAVAILABLE: Final = b"454 4.7.0 Authentication not available here\r\n"
 # To errors in the dialogue that end a session.
 LINE_TOO_LONG: Final = b"421 4.5.2 Command line too long, closing\r\n"
 CONTROL_OCTET: Final = b"421 4.5.2 Control octet in a command, closing\r\n"
+TOO_MANY_REFUSALS: Final = b"421 4.7.0 Too many refused commands, closing\r\n"
 COMMAND_OUT_OF_PLACE: Final = b"421 4.7.0 Command not allowed here, closing\r\n"
 OUT_OF_STEP: Final = b"421 4.3.0 Lost step with the mail server, closing\r\n"
 

@@ -14,8 +14,10 @@ from proxyshim.smtp.dialogue import MAX_OWED, Dialogue, State
 from proxyshim.smtp.lines import (
     MAX_COMMAND_OCTETS,
     has_control_octet,
+    is_dot,
     is_ordinary,
     is_plain,
+    is_word,
     verb_of,
 )
 from proxyshim.smtp.verbs import (
@@ -28,6 +30,7 @@ from proxyshim.smtp.verbs import (
     Verb,
     find_forbidden,
 )
+from proxyshim.smtp.waiting import Waiting
 
 
 class Rules(NamedTuple):
@@ -52,18 +55,20 @@ class StrictReader:
         self._rules = rules
         self._starttls_withheld = rules.starttls_offered
 
-    def read(self, data: bytes) -> None:
-        """Forward what may pass of *data*, and hold the rest."""
+    def read(self, data: bytes, position: int) -> None:
+        """Forward what may pass of data[position:], and hold the rest."""
         dialogue = self._dialogue
-        position = 0
         while position < len(data) and dialogue.end_reason is None:
             read_one = _READERS.get(dialogue.state)
             after = read_one(self, data, position) if read_one else position
             if after == position:
                 break  # a line is incomplete, or a reply has to come first
             position = after
-        if dialogue.end_reason is None:
-            dialogue.held = data[position:]
+        if position < len(data) and dialogue.end_reason is None:
+            for_reply = dialogue.state is State.UNDECIDED or (
+                dialogue.state is State.COMMAND and data.find(b"\n", position) >= 0
+            )
+            dialogue.held = Waiting(data, position, for_reply=for_reply)
 
     @property
     def is_check_only(self) -> bool:
@@ -88,6 +93,7 @@ class StrictReader:
             self._rules.check_only is None
             and len(line) <= MAX_COMMAND_OCTETS
             and is_ordinary(line)
+            and not self._dialogue.in_doubt
             and not (self._dialogue.owed and kind in _SENT_ALONE)
         )
 
@@ -116,29 +122,31 @@ class StrictReader:
         if verb_of(line) in FORBIDDEN_WHILE_STRICT:
             self._end_at_verb(Reason.VERB_IN_AUTH)
             return position
-        self._dialogue.to_backend.append(line)
+        self._note_dot(line)
+        self._dialogue.forward(line)
         self._dialogue.owed.append(Kind.AUTH)
         self._dialogue.state = State.UNDECIDED
         return position + len(line)
 
     def _read_content(self, data: bytes, position: int) -> int:
-        """Forward content up to the next lone dot.  While unsure, forward checked lines only."""
+        """Forward content up to the next lone dot; where we screen it, checked lines only."""
         dialogue = self._dialogue
         limit, too_long = len(data), False
-        if dialogue.unsure:
+        if dialogue.screening:
             limit, too_long = _end_of_lines(data, position)
         end, dot = dialogue.scanner.scan(data, position, limit)
         if (
-            dialogue.unsure
+            dialogue.screening
             and (found := find_forbidden(data, position, end)) is not None
         ):
-            dialogue.to_backend.append(data[position:found])
+            dialogue.forward(data[position:found])
             self._end_at_verb(Reason.VERB_IN_CONTENT)
             return end
         if position < end:
-            dialogue.to_backend.append(data[position:end])
+            dialogue.forward(data[position:end])
         if dot is Dot.ODD:
-            dialogue.unsure = True
+            dialogue.note_odd_dot()
+            dialogue.odd_dot_end = dialogue.forwarded
         elif dot is Dot.END:
             dialogue.end_content()
         elif too_long:
@@ -185,13 +193,22 @@ class StrictReader:
 
     def _forward(self, line: bytes, row: Verb) -> None:
         dialogue = self._dialogue
-        dialogue.to_backend.append(line)
+        self._note_dot(line)
+        # The reply to an unknown verb shows whether it gets just one (guard.py, step 4).
+        is_certain = (
+            is_word(line) and not dialogue.owed if row is UNKNOWN else is_plain(line)
+        )
+        if not is_certain:
+            dialogue.lose_count()
+        dialogue.forward(line)
         dialogue.owed.append(row.kind)
-        gets_one_reply = row is not UNKNOWN and is_plain(line)
-        if not gets_one_reply:
-            dialogue.unsure = True
-        if row.waits or not gets_one_reply:
+        if row.waits or dialogue.in_doubt or not is_certain:
             dialogue.state = State.UNDECIDED
+
+    def _note_dot(self, line: bytes) -> None:
+        """Note a line that ends content, if the backend is in content where we see commands."""
+        if self._dialogue.unsure and is_dot(line):
+            self._dialogue.note_odd_dot()
 
     def _end_at_verb(self, reason: Reason) -> None:
         self._dialogue.refused.append(reason)

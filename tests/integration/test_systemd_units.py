@@ -10,6 +10,7 @@ from typing import Final
 import pytest
 
 from proxyshim.config import ListenerSettings
+from proxyshim.net.closing import DELIVERY_S
 from proxyshim.session.timing import FINAL_REPLY_S
 from tests.integration.lab.needs import find_program
 from tests.integration.lab.service import UNITS
@@ -90,10 +91,15 @@ def test_the_service_unit_needs_no_capability() -> None:
 
 def test_systemd_waits_as_long_as_a_drain_may_take() -> None:
     defaults = ListenerSettings(name="mx", bind=("127.0.0.1:0",), backend="127.0.0.1:1")
-    longest_s = defaults.drain_timeout_s + max(defaults.idle_timeout_s, FINAL_REPLY_S)
+    longest_s = (
+        defaults.drain_timeout_s
+        + defaults.drain_opaque_timeout_s
+        + FINAL_REPLY_S
+        + DELIVERY_S
+    )
     minutes = re.fullmatch("([0-9]+)min", setting("TimeoutStopSec"))
     assert minutes is not None
-    assert int(minutes[1]) * 60 >= longest_s
+    assert int(minutes[1]) * 60 > longest_s
 
 
 def test_an_address_that_is_missing_for_days_does_not_end_the_restarts() -> None:

@@ -56,6 +56,7 @@ DIFFERENCES: Final = {
 # Differences that have their own tests below.
 TESTED_BELOW: Final = {
     "After a refusal at connect",
+    "Commands that come too early",
     "Names that are numbers",
     "The address that the client connected to",
     "XCLIENT from a client",
@@ -344,6 +345,66 @@ def test_helo_checks_work_alike(site: TwinSite, service: str, helo: str) -> None
 def test_pipelining_and_chunking_look_the_same(site: TwinSite) -> None:
     seen = looks_the_same(site, "plain", "named", pipelined)
     assert any("queued as" in reply for reply in seen.replies)
+
+
+def masked(talk: Conversation, hello: str) -> Iterator[str]:
+    """Send mail as through a firewall that masks the client's EHLO."""
+    yield str(talk.reply())
+    yield str(talk.ask(f"XXXX {HELO}"))
+    yield str(talk.ask(f"{hello} {HELO}"))
+    yield str(talk.ask("MAIL FROM:<sender@client.example>"))
+    yield str(talk.ask("RCPT TO:<user@example.test>"))
+    yield str(talk.ask("DATA"))
+    talk.send(b"Subject: a\r\n\r\nProxy settings: none\r\nSTARTTLS\r\n")
+    talk.send(b"x" * 20_000 + b"\r\n.\r\n")
+    yield str(talk.reply())
+    yield str(talk.ask("STARTTLS" if hello == "EHLO" else "NOOP"))
+
+
+@pytest.mark.parametrize("hello", ["HELO", "EHLO"])
+def test_mail_after_an_unknown_command_looks_the_same(
+    site: TwinSite, hello: str
+) -> None:
+    seen = looks_the_same(site, "login", "named", partial(masked, hello=hello))
+    assert seen.replies[1].startswith("50")
+    assert any("queued as" in reply for reply in seen.replies)
+    assert seen.replies[-1].startswith("2")
+
+
+# Commands that come too early (smtpd_forbid_unauth_pipelining = yes).
+
+
+def hasty(talk: Conversation, octets: bytes) -> Iterator[str]:
+    yield str(talk.reply())
+    talk.send(octets)
+    for _ in range(octets.count(b"\n") + 1):
+        yield str(talk.reply())
+
+
+ENVELOPE: Final = (
+    b"MAIL FROM:<sender@client.example>\r\nRCPT TO:<user@example.test>\r\n"
+)
+
+
+def test_commands_in_one_packet_with_ehlo_are_served(site: TwinSite) -> None:
+    script = partial(hasty, octets=b"EHLO a.example\r\n" + ENVELOPE + b"QUIT\r\n")
+    direct, behind = play_both(site, "early", "named", script)
+    assert [reply[:3] for reply in direct.replies] == ["220", "554", CLOSED[:3]]
+    assert [reply[:3] for reply in behind.replies] == [
+        *("220", "250", "250", "250", "221"),
+        CLOSED[:3],
+    ]
+
+
+def test_nothing_follows_postfixs_refusal_of_pipelining_after_helo(
+    site: TwinSite,
+) -> None:
+    script = partial(hasty, octets=b"HELO a.example\r\n" + ENVELOPE)
+    direct, behind = play_both(site, "early", "named", script)
+    refused = "554 5.5.0 Error: SMTP protocol synchronization"
+    assert direct.replies[1:] == [refused, CLOSED]
+    assert behind.replies[2:] == [refused, CLOSED]
+    assert behind.replies[1].startswith("250")
 
 
 # Refused at connect (smtpd_delay_reject = no).

@@ -50,6 +50,7 @@ class Kind:
     splits_at: int = 0  # executes a longer line as several commands; 0 means never
     cuts_at: int = 0  # discards the rest of a longer line; 0 means never
     replies_to_unknown: int = 1
+    unknown_looks_good: bool = True  # if it echoes: with a 250, and not with a 500
     commands_in_auth: bool = False
     echoes: bool = False  # the client's text, in 250 replies of several lines
     needs_recipient: bool = True  # before DATA
@@ -85,6 +86,25 @@ KINDS: Final = (
     Kind("OpenSMTPD", dots=EVERY_DOT - {(b"\r\n", b".\r\r\n")}, cuts_at_nul=True),
     Kind("Sendmail", skips_blanks=True, cuts_at_nul=True, bdat=Bdat.RUN),
     Kind("answers unknown verbs twice", replies_to_unknown=2, echoes=True),
+    Kind(
+        "answers unknown verbs twice, with a 500",
+        replies_to_unknown=2,
+        unknown_looks_good=False,
+        echoes=True,
+    ),
+    Kind(
+        "answers unknown verbs three times, with a 500, and reads everything",
+        skips_blanks=True,
+        separators=_WHITE,
+        cuts_at_nul=True,
+        dots=EVERY_DOT,
+        bdat=Bdat.RUN,
+        replies_to_unknown=3,
+        unknown_looks_good=False,
+        commands_in_auth=True,
+        echoes=True,
+        needs_recipient=False,
+    ),
     Kind("does not answer unknown verbs", replies_to_unknown=0, echoes=True),
     Kind(
         "answers unknown verbs twice and skips blanks",
@@ -228,7 +248,7 @@ class Backend:
             self._reply(500, b"empty")
         else:
             for _ in range(self.kind.replies_to_unknown):
-                self._reply(500, text, multi=True)
+                self._reply(500, text, multi=self.kind.unknown_looks_good)
 
     def _be_abused(self, verb: bytes, text: bytes) -> None:
         if self.has_right:

@@ -42,9 +42,14 @@ class Network:
         self._pass(octets)
 
     def deliver_all(self) -> None:
-        """Deliver replies until no more come."""
-        while self._partial or self.backend.replies:
-            self.deliver(len(self.backend.replies) + 1)
+        """Deliver replies until no more come, not even after a moment."""
+        while True:
+            while self._partial or self.backend.replies:
+                self.deliver(len(self.backend.replies) + 1)
+            self.guard.from_backend(b"")
+            self._settle()
+            if not self.backend.replies:
+                break
 
     def _pass(self, octets: bytes) -> None:
         if octets:

@@ -63,6 +63,9 @@ COMMANDS = [
 ]
 ODD_COMMANDS = [
     b"FOO\r\n",
+    b"FOO x\r\n",
+    b".\r\n",
+    b". \n",
     b" NOOP\r\n",
     b"NOOP\tx\r\n",
     b" EHLO c\r\n",
@@ -112,7 +115,9 @@ tokens = st.sampled_from(
 # An attack consists of packets from the client and numbers of replies to deliver.
 Attack = list[bytes | int]
 
-packets = st.lists(tokens | st.binary(max_size=4), min_size=1, max_size=6).map(b"".join)
+packets = (
+    st.lists(tokens | st.binary(min_size=1, max_size=4), min_size=1, max_size=6)
+).map(b"".join)
 attacks: SearchStrategy[Attack] = st.lists(
     packets | st.integers(1, 3) | st.just(100), max_size=40
 )
@@ -193,6 +198,46 @@ ATTACKS: dict[str, Attack] = {
         b".\r\n" + ENVELOPE + b"DATA\r\n",
         2,
         b".\r\n" + XCLIENT,
+        100,
+        XCLIENT,
+    ],
+    "in content that the server left at a dot sent as a command": [
+        # Each command gets the reply to the one two places before it.  So the first DATA seems
+        # refused, the server reads the dot as the end of content, and its 354 seems to answer
+        # the second DATA.
+        b"FOO\r\n",
+        1,
+        b"FOO\r\n",
+        1,
+        b"MAIL FROM:<a@a.example>\r\n",
+        1,
+        b"RCPT TO:<b@b.example>\r\n",
+        1,
+        b"MAIL FROM:<a@a.example>\r\n",
+        1,
+        b"MAIL FROM:<a@a.example>\r\n",
+        1,
+        b"DATA\r\n",
+        1,
+        b".\r\n",
+        1,
+        b"DATA\r\n",
+        1,
+        XCLIENT,
+        100,
+    ],
+    "with the reply to another command as the proof, after two 500s": [
+        b"FOO\r\n",
+        1,
+        b"FOO\r\n",
+        1,
+        b"EXPN SIZE\r\n",
+        1,
+        b"EXPN SIZE\r\n",
+        1,
+        b"EHLO c\r\n",
+        1,
+        b"STARTTLS\r\n" + XCLIENT,
         100,
         XCLIENT,
     ],

@@ -19,12 +19,14 @@ from proxyshim.smtp import relaxed, replies, strict
 from proxyshim.smtp.backend_replies import BackendReader
 from proxyshim.smtp.content import ContentScanner
 from proxyshim.smtp.dialogue import MAX_OWED, Dialogue, Mode, State
+from proxyshim.smtp.final_replies import FinalReplies
 from proxyshim.smtp.guard import Guard, Rules
 from proxyshim.smtp.lines import MAX_COMMAND_OCTETS
 from proxyshim.smtp.relaxed import RelaxedReader
 from proxyshim.smtp.replies import MAX_REPLY_LINE_OCTETS, ReplyParser
 from proxyshim.smtp.strict import StrictReader
 from proxyshim.smtp.verbs import VERBS, Kind, Refusal
+from proxyshim.smtp.waiting import Waiting
 from tests import feeding
 
 CHECK_ONLY = Refusal(replies.NO_CLIENT_ADDRESS, Reason.NO_CLIENT_ADDRESS, ends=True)
@@ -44,6 +46,8 @@ PARTS = (
     BackendReader,
     ReplyParser,
     ContentScanner,
+    Waiting,
+    FinalReplies,
 )
 PROPERTIES = [name for name, what in vars(Guard).items() if isinstance(what, property)]
 
@@ -54,7 +58,7 @@ def state_of(part: object) -> dict[str, object]:
     return {
         name: state_of(value) if isinstance(value, PARTS) else value
         for name, value in known.items()
-        if not (isinstance(value, Dialogue) and not isinstance(part, Guard))
+        if isinstance(part, Guard) or not isinstance(value, Dialogue | RelaxedReader)
     }
 
 
@@ -117,6 +121,8 @@ def happen(guard: Guard, event: Event) -> None:
         guard.abandon(Reason.BACKEND_TIMEOUT, replies.BACKEND_LOST)
     elif actor == "the client closes":
         guard.client_closed()
+    elif actor == "a moment passes":
+        guard.from_backend(b"")
     else:
         guard.backend_closed()
 
@@ -245,7 +251,7 @@ REPLY_BORDERS = [
     ),
 ]
 OTHER = ["drain", "an end without a reply", "timeout"]
-OTHER += ["the client closes", "the backend closes"]
+OTHER += ["the client closes", "the backend closes", "a moment passes"]
 EVENTS: list[Event] = [
     *(("C", octets) for octets in LINES + BORDERS + LONG_LINES + CONTENTS),
     *(("C", octets[:-2]) for octets in LONG_LINES),

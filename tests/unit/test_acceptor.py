@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from proxyshim.addresses import Endpoint
 from proxyshim.config import Limits
+from proxyshim.errors import Reason
 from proxyshim.metrics import Metrics
 from proxyshim.net.connection import Connection
 from proxyshim.net.reactor import Reactor
@@ -51,10 +52,16 @@ class Fixture:
         self._cleanup = cleanup
         self._changed = asyncio.Event()
         self.taken: list[socket.socket] = []
-        self.turned_away = 0
+        self.turned_away: list[Reason] = []
+        self.take_errors: list[Exception] = []
+        self.metrics = Metrics()
         self.listening = cleanup.enter_context(FailingSocket())
         self.acceptor = Acceptor(
-            self._take, self._turn_away, self.taken, structlog.get_logger()
+            self._take,
+            self._turn_away,
+            self.taken,
+            self.metrics,
+            structlog.get_logger(),
         )
         self.acceptor.add("mx", ListeningSocket(self.listening, "key"))
         cleanup.callback(self.acceptor.release)
@@ -62,12 +69,14 @@ class Fixture:
     def _take(self, listener: str, sock: socket.socket, peer: Endpoint | None) -> None:
         assert (listener, peer) == ("mx", None)
         assert not sock.getblocking()
+        if self.take_errors:
+            raise self.take_errors.pop(0)
         self.taken.append(self._cleanup.enter_context(sock))
         self._changed.set()
 
-    def _turn_away(self, sock: socket.socket) -> None:
+    def _turn_away(self, sock: socket.socket, reason: Reason) -> None:
         sock.close()
-        self.turned_away += 1
+        self.turned_away.append(reason)
         self._changed.set()
 
     def connect(self) -> None:
@@ -143,9 +152,52 @@ def test_a_failing_accept_pauses_and_is_tried_again(error: int) -> None:
         made.connect()
         made.acceptor.resume()
         await made.wait_until(lambda: len(made.taken) == 1)
-        assert made.turned_away == 0
+        assert made.turned_away == []
 
     assert run(test) == ["accepting_paused", "accepting_resumed"]
+
+
+def test_a_failing_accept_is_counted_and_logged_once_however_long_it_lasts() -> None:
+    async def test(made: Fixture) -> None:
+        made.listening.errors = [errno.ENOMEM] * 5
+        made.connect()
+        made.acceptor.resume()
+        await made.wait_until(lambda: len(made.taken) == 1)
+        assert made.metrics.refusals == {"out_of_resources": 1}
+
+    assert run(test) == ["accepting_paused", "accepting_resumed"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "out_of_resources"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out_of_resources"),
+        (OSError(errno.EMFILE, "Too many open files"), "out_of_descriptors"),
+        (MemoryError(), "out_of_resources"),
+        (ValueError("a defect"), "internal_error"),
+    ],
+    ids=repr,
+)
+def test_a_connection_that_cannot_be_taken_over_is_turned_away(
+    error: Exception, reason: str
+) -> None:
+    """epoll_ctl(2) fails with ENOSPC when the user watches too many descriptors."""
+
+    async def test(made: Fixture) -> None:
+        reported: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: reported.append(context["exception"])
+        )
+        made.take_errors = [error]
+        made.connect()
+        made.connect()
+        made.acceptor.resume()
+        await made.wait_until(lambda: len(made.taken) == 1)
+        assert made.turned_away == [reason]
+        assert reported == ([] if isinstance(error, OSError) else [error])
+
+    assert run(test) == []
 
 
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE])
@@ -155,7 +207,7 @@ def test_a_connection_without_a_descriptor_is_turned_away(error: int) -> None:
         made.connect()
         made.connect()
         made.acceptor.resume()
-        await made.wait_until(lambda: made.turned_away == 1)
+        await made.wait_until(lambda: len(made.turned_away) == 1)
         await made.wait_until(lambda: len(made.taken) == 1)
 
     assert run(test) == []
@@ -168,7 +220,7 @@ def test_a_lost_reserve_pauses_until_there_is_one_again() -> None:
         made.connect()
         made.acceptor.resume()
         await made.wait_until(lambda: len(made.taken) == 1)
-        assert made.turned_away == 0
+        assert made.turned_away == []
 
     assert run(test) == ["accepting_paused", "accepting_resumed"]
 
@@ -187,7 +239,7 @@ def test_a_shortage_that_ends_after_a_hand_over_does_not_resume() -> None:
         made.acceptor.resume()
         await made.wait_until(lambda: len(made.taken) == 1)
 
-    assert run(test) == ["accepting_paused"]
+    assert run(test) == ["accepting_paused", "accepting_resumed"]
 
 
 def test_a_released_acceptor_returns_its_sockets_once() -> None:

@@ -253,7 +253,7 @@ def test_a_circle_is_found() -> None:
 
 # Size.
 
-MAX_METHODS = 22  # "rarely more than 20"
+MAX_METHODS = 23  # a class with one job rarely needs more than 20
 MAX_LINES = 400
 
 

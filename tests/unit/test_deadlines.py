@@ -21,7 +21,17 @@ class Clock:
     def __init__(self) -> None:
         self.now = 1_000.0
         self.timers: list[tuple[float, Callable[[], None]]] = []
+        self.soon: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self.failures: list[dict[str, Any]] = []
+
+    def call_soon(self, call: Callable[..., None], *args: Any) -> None:
+        self.soon.append((call, args))
+
+    def run_turn(self) -> None:
+        """Make the calls of one turn of the loop, after which it looks at its sockets."""
+        soon, self.soon = self.soon, []
+        for call, args in soon:
+            call(*args)
 
     def time(self) -> float:
         return self.now
@@ -118,20 +128,42 @@ def test_an_alarm_may_clear_another_one_that_is_due_as_well(
     assert [len(alarm.rang) for alarm in pairs] == [1, 1]
 
 
-def test_an_alarm_that_fails_does_not_stop_the_others(
+def test_an_alarm_that_fails_rings_again_and_does_not_stop_the_others(
     clock: Clock, deadlines: Deadlines
 ) -> None:
     class Failing(Alarm):
         def expire(self) -> None:
-            raise ValueError("a defect")
+            super().expire()
+            if len(self.rang) == 1:
+                raise ValueError("a defect")
 
     alarms = [Alarm(clock, clock.now + 1) for _ in range(3)]
-    for alarm in [*alarms, Failing(clock, clock.now + 1)]:
+    failing = Failing(clock, clock.now + 1)
+    for alarm in [*alarms, failing]:
         deadlines.set(alarm)
     clock.pass_time(10)
     assert [len(alarm.rang) for alarm in alarms] == [1, 1, 1]
     [failure] = clock.failures
     assert isinstance(failure["exception"], ValueError)
+    assert len(failing.rang) == 2  # it had failed, so it rang again
+
+
+def test_the_clock_goes_on_after_a_sweep_could_not_be_scheduled(
+    clock: Clock, deadlines: Deadlines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    early, late = Alarm(clock, clock.now + 1), Alarm(clock, clock.now + 3)
+    deadlines.set(early)
+    with monkeypatch.context() as patch:
+        patch.setattr(clock, "call_at", fail)
+        with pytest.raises(MemoryError):
+            clock.pass_time(2)
+    assert early.rang == []
+    deadlines.set(late)  # as any session does soon
+    clock.pass_time(4)
+    assert (len(early.rang), len(late.rang)) == (1, 1)
 
 
 def test_an_alarm_may_be_set_again_when_it_rings(
@@ -161,6 +193,55 @@ def test_without_alarms_nothing_is_kept_and_no_sweep_is_scheduled(
     clock.pass_time(60)
     assert not deadlines._wheel
     assert not clock.timers
+
+
+# Time that stood still.
+
+
+def test_a_sweep_that_is_late_waits_until_the_loop_has_looked_at_its_sockets(
+    clock: Clock, deadlines: Deadlines
+) -> None:
+    alarm, cleared = Alarm(clock, clock.now + 1), Alarm(clock, clock.now + 1)
+    for each in (alarm, cleared):
+        deadlines.set(each)
+    [(_, sweep)] = clock.timers
+    clock.timers.clear()
+    clock.now += 100
+    sweep()
+    clock.run_turn()
+    assert alarm.rang == []
+    deadlines.clear(cleared)  # what it waited for was read in this turn
+    clock.run_turn()
+    assert (len(alarm.rang), len(cleared.rang)) == (1, 0)
+
+
+def test_a_late_sweep_waits_until_all_of_many_sockets_were_read(clock: Clock) -> None:
+    turns_left = 5
+
+    def has_caught_up() -> bool:
+        nonlocal turns_left
+        turns_left -= 1
+        return turns_left <= 0
+
+    loop = cast("asyncio.AbstractEventLoop", clock)
+    deadlines = Deadlines(loop, has_caught_up)
+    alarm = Alarm(clock, clock.now + 1)
+    deadlines.set(alarm)
+    [(_, sweep)] = clock.timers
+    clock.now += 100
+    sweep()
+    for turn in range(6):
+        assert alarm.rang == [], turn
+        clock.run_turn()
+    assert len(alarm.rang) == 1
+
+
+def test_when_it_is_closed_all_alarms_ring(clock: Clock, deadlines: Deadlines) -> None:
+    alarms = [Alarm(clock, clock.now + 100 * n) for n in range(3)]
+    for alarm in alarms:
+        deadlines.set(alarm)
+    deadlines.close()
+    assert [len(alarm.rang) for alarm in alarms] == [1, 1, 1]
 
 
 # Limits, in a fiber and in a Task.

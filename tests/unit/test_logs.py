@@ -1,8 +1,11 @@
 """The log: one line per event, in order, with priorities for the journal."""
 
+import errno
 import json
 import os
+import select
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -13,6 +16,8 @@ import structlog
 from proxyshim import logs
 
 Configure = Callable[..., Callable[[], list[str]]]
+
+LIMIT_S = 10
 
 HOSTILE = '\x1b[31mred\r\n{"event":"forged"}\x00\x85\u2028\u202e\udcff'
 
@@ -37,7 +42,12 @@ def logging(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Configu
                 stream = f"{status.st_dev}:{status.st_ino}"
                 monkeypatch.setenv("JOURNAL_STREAM", stream)
             logs.configure(format, level)
-            return lambda: path.read_text("utf-8").splitlines()
+
+            def read() -> list[str]:
+                logs.flush()
+                return path.read_text("utf-8").splitlines()
+
+            return read
 
         yield configure
     structlog.configure(**before)
@@ -191,26 +201,104 @@ def test_a_line_that_takes_several_writes_is_complete(
     assert json.loads(line)["detail"] == "x" * 100
 
 
-def test_a_line_that_was_cut_off_does_not_spoil_the_next(
+def test_a_line_that_was_cut_off_is_continued_when_there_is_room_again(
     monkeypatch: pytest.MonkeyPatch, logging: Configure
 ) -> None:
-    """A non-blocking pipe may take a part of a line, and then no more."""
+    """A pipe or a full disk may take a part of a line, and then no more."""
+    monkeypatch.setattr("proxyshim.logs._RETRY_S", 0.01)
     read = logging()
     write = os.write
-    takes = iter([7, 0])
+    takes = iter([7, 0, 0])
 
     def take_a_part(descriptor: int, octets: bytes) -> int:
         part = next(takes, len(octets))
         if not part:
-            raise BlockingIOError
+            raise OSError(errno.ENOSPC, "No space left on device")
         return write(descriptor, octets[:part])
 
     monkeypatch.setattr(os, "write", take_a_part)
     for number in range(3):
         structlog.get_logger().info("thing_noted", number=number)
-    broken, *whole = read()
-    assert len(broken) == 7
-    assert [json.loads(line)["number"] for line in whole] == [1, 2]
+    assert [json.loads(line)["number"] for line in read()] == [0, 1, 2]
+
+
+class StalledPipe:
+    """A pipe as the log's stream; nothing reads it before ``lines``."""
+
+    def __init__(self) -> None:
+        self.reading, self.writing = os.pipe()
+        self.stderr = os.fdopen(self.writing, "w")
+
+    def lines_until(self, last: str) -> list[dict[str, object]]:
+        """Read lines up to one that has the text *last*."""
+        read = b""
+        while last.encode() not in read or not read.endswith(b"\n"):
+            assert select.select([self.reading], [], [], LIMIT_S)[0]
+            read += os.read(self.reading, 1_000_000)
+        return [json.loads(line) for line in read.splitlines()]
+
+    def close(self) -> None:
+        os.close(self.reading)
+        self.stderr.close()
+
+
+@pytest.fixture
+def stalled(
+    monkeypatch: pytest.MonkeyPatch, logging: Configure
+) -> Iterator[StalledPipe]:
+    """Log to a pipe that nobody reads."""
+    logging()  # restores the configuration afterwards
+    pipe = StalledPipe()
+    monkeypatch.setattr("sys.stderr", pipe.stderr)
+    logs.configure("json", "info")
+    yield pipe
+    pipe.close()
+
+
+def test_lines_that_nobody_reads_are_kept_up_to_a_bound_and_counted_above_it(
+    stalled: StalledPipe,
+) -> None:
+    log = structlog.get_logger()
+    for number in range(3_000):  # 3 MB
+        log.info("thing_noted", number=number, detail="x" * 900)
+    dropped = logs.lines_dropped()
+    assert 1_800 < dropped < 2_100  # 1 MB and what fits into the pipe were kept
+    *kept, report = stalled.lines_until("log_lines_dropped")
+    assert [line["number"] for line in kept] == [*range(3_000 - dropped)]
+    assert (report["event"], report["count"]) == ("log_lines_dropped", dropped)
+    log.info("thing_noted", number="last")
+    assert [line["number"] for line in stalled.lines_until("last")] == ["last"]
+    assert logs.lines_dropped() == dropped
+
+
+def test_the_lines_that_wait_when_the_process_ends_delay_it_only_for_a_moment(
+    stalled: StalledPipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxyshim.logs._FLUSH_S", 0.1)
+    for number in range(200):
+        structlog.get_logger().info(f"noted_{number}", detail="x" * 900)
+    before = time.monotonic()
+    logs.flush()
+    assert time.monotonic() - before < 2
+    assert len(stalled.lines_until("noted_199")) == 200
+
+
+def test_short_lines_are_written_together_as_far_as_a_pipe_keeps_them_together(
+    monkeypatch: pytest.MonkeyPatch, logging: Configure
+) -> None:
+    read = logging()
+    write, sizes = os.write, []
+
+    def note_size(descriptor: int, octets: bytes) -> int:
+        sizes.append(len(octets))
+        return write(descriptor, octets)
+
+    monkeypatch.setattr(os, "write", note_size)
+    for number in range(1_000):
+        structlog.get_logger().info("thing_noted", number=number)
+    assert [json.loads(line)["number"] for line in read()] == [*range(1_000)]
+    assert len(sizes) < 500
+    assert max(sizes) <= select.PIPE_BUF
 
 
 @pytest.mark.parametrize("format", ["json", "console"])

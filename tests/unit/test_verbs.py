@@ -82,8 +82,8 @@ def test_which_keywords_are_hidden() -> None:
     } == HIDDEN_WHILE_STRICT - HIDDEN_ALWAYS
 
 
-def test_an_unknown_verb_is_forwarded_as_an_ordinary_command() -> None:
-    assert UNKNOWN.kind is Kind.COMMAND
+def test_an_unknown_verb_is_forwarded() -> None:
+    assert UNKNOWN.kind is Kind.UNKNOWN
     assert UNKNOWN.always is None
     assert UNKNOWN.strict is None
 

@@ -32,12 +32,13 @@ from proxyshim.smtp.guard import Guard, Mode, Rules, Transaction
 from tests import feeding
 
 # What else may happen, besides packets from the client ("C") and the backend ("B").
-EVENTS: dict[str, Callable[[Guard], None]] = {
+EVENTS: dict[str, Callable[[Guard], object]] = {
     "drain": lambda guard: guard.end(Reason.SHUTDOWN, replies.SHUTTING_DOWN),
     "timeout": lambda guard: guard.abandon(
         Reason.BACKEND_TIMEOUT, replies.BACKEND_LOST
     ),
     "the client closes": Guard.client_closed,
+    "a moment passes": lambda guard: guard.from_backend(b""),
     "the backend closes": Guard.backend_closed,
     "the backend resets": lambda guard: guard.backend_closed(by_reset=True),
 }

@@ -80,6 +80,7 @@ class Smtpd:
 
     address: str
     settings: Mapping[str, str] = field(default_factory=dict)
+    processes: str = "-"  # at most; the default is default_process_limit
 
     def line(self) -> str:
         """Return the service's entry in master.cf."""
@@ -87,7 +88,7 @@ class Smtpd:
         overrides = "".join(
             f"\n    -o {{ {name} = {value} }}" for name, value in self.settings.items()
         )
-        return f"{self.address} {kind} n - y - - smtpd{overrides}\n"
+        return f"{self.address} {kind} n - y - {self.processes} smtpd{overrides}\n"
 
 
 def front_door(address: str, **settings: str) -> Smtpd:

@@ -187,6 +187,7 @@ REVERSE_ACCESS: Final = "inline:{ { dynamic.example = REJECT by reverse name } }
 # The settings of each service that differ from main.cf.
 SERVICES: Final[Mapping[str, Mapping[str, str]]] = {
     "plain": {},
+    "early": {"smtpd_forbid_unauth_pipelining": "yes"},
     "policy": {
         "smtpd_recipient_restrictions": f"check_policy_service inet:127.0.0.1:{POLICY_PORT}"
     },

@@ -128,6 +128,14 @@ class Process:
         free = (number for number in count() if number not in used)
         self.limit_descriptors(next(islice(free, spare, None)))
 
+    def descriptors(self) -> int:
+        """Return how many descriptors it has open."""
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+    def threads(self) -> int:
+        """Return how many threads it has."""
+        return len(list(Path(f"/proc/{self.pid}/task").iterdir()))
+
     def limit_descriptors(self, limit: int) -> None:
         """Set the limit of its descriptors: all must be below *limit*."""
         _, hard = resource.prlimit(self.pid, resource.RLIMIT_NOFILE)
@@ -146,6 +154,10 @@ class Process:
     def peak_memory(self) -> int:
         """Return the peak of its memory since the reset, in bytes."""
         return self._memory("VmHWM")
+
+    def address_space(self) -> int:
+        """Return the size of its address space, in bytes."""
+        return self._memory("VmSize")
 
     def _memory(self, key: str) -> int:
         status = Path(f"/proc/{self.pid}/status").read_text()

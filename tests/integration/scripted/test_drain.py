@@ -131,6 +131,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> float:
     """Shorten the silence that ends an opaque session."""
     settled_s = 0.4
     monkeypatch.setattr("proxyshim.session.timing._SETTLED_S", settled_s)
+    monkeypatch.setattr("proxyshim.session.timing.POSSIBLE_REPLY_S", settled_s)
     return settled_s
 
 
@@ -176,7 +177,7 @@ def test_in_tls_a_client_that_goes_on_talking_is_served(rig_with: OpenRig) -> No
 
 
 def test_in_tls_the_deadline_cuts_and_logs_it(rig_with: OpenRig) -> None:
-    rig = rig_with(drain_timeout_s=0.3)
+    rig = rig_with(drain_timeout_s=0.3, drain_opaque_timeout_s=0.3)
     client, mta = opaque_pair(rig)
     client.send(FROM_CLIENT)
     mta.expect(FROM_CLIENT)

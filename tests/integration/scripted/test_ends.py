@@ -156,7 +156,7 @@ def test_a_close_waits_for_a_slow_reader_only_for_a_limited_time(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxyshim.net.closing.LINGER_S", 0.1)
-    monkeypatch.setattr("proxyshim.session.session.FINAL_REPLY_S", 0.3)
+    monkeypatch.setattr("proxyshim.net.closing.STALLED_S", 0.3)
     send_message_with_a_long_answer(rig)
     assert rig.story()["duration_s"] < 5
 

@@ -214,6 +214,8 @@ def test_signals_during_a_reload_cause_one_more_in_all(
         with connect(shim.address, LISTED), backend.accept() as mta:
             mta.introduce()
         assert len(shim.events("config_reloaded")) == 2
+        with pytest.raises(OSError, match="No such device"):  # no third one waits
+            os.close(os.open(tmp_path / "go", os.O_WRONLY | os.O_NONBLOCK))
         shim.signal(signal.SIGHUP)  # and none is lost later
         os.close(hold_reload(config))
         shim.wait_event("config_reloaded", number=3)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.lab.shim import read_event
 from tests.integration.scripted.headers import v1
 from tests.integration.scripted.shim import LISTED, STRANGER, connect
 from tests.integration.scripted.test_upgrade import (
@@ -94,6 +93,8 @@ def is_refused(address: str) -> bool:
         connect(address).close()
     except (ConnectionRefusedError, FileNotFoundError):
         return True
+    except ConnectionResetError:  # it was closed while this was in its queue
+        return False
     return False
 
 
@@ -265,12 +266,10 @@ def test_a_successor_reads_again_before_it_serves(tmp_path: Path) -> None:
             service.shim.signal(signal.SIGHUP)
             service.shim.wait_event("config_reloaded", number=number)
         go_on()
-        service.shim.wait_event("upgrade_handed_over")
-        found = map(read_event, service.shim.lines.since())
-        names = [event.get("event") for event in found]
-        assert names.count("config_reloaded") == 3
-        last = len(names) - 1 - names[::-1].index("config_reloaded")
-        assert last < names.index("upgrade_handed_over")
+        # Each process writes its lines from a thread, so theirs may arrive in any order.
+        handed_over = service.shim.wait_event("upgrade_handed_over")
+        reloaded = service.shim.wait_event("config_reloaded", number=3)
+        assert reloaded["timestamp"] < handed_over["timestamp"]
 
 
 # Time that stood still.
