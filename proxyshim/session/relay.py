@@ -5,8 +5,8 @@ turn of the reactor, with no task, future or timer in between.  Most packets are
 reply, and change nothing but the guard's state; the guard takes those in one call
 (``pass_command``, ``pass_reply``).  Only the others go the long way.
 
-At a drain's deadline the relay takes nothing more from the client, and drops what the backend's
-socket has not taken.  From then on it only delivers the replies up to the last final one.
+At a drain's deadline it takes nothing more from the client, drops what is unsent, and from then on
+only delivers the replies up to the last final one.
 """
 
 from collections.abc import Callable
