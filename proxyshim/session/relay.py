@@ -109,8 +109,7 @@ class Relay:
         self._watch = watch
         try:
             if from_client:
-                # Flush the greeting first; if the client is gone, do not act on its pipelined
-                # input.
+                # Flush the greeting first; if the client is gone, do not act on its input.
                 self._client.flush()
             if self._client.write_failed:
                 self._end(End.CLIENT_LOST)
@@ -321,8 +320,7 @@ class Relay:
         self._client.pause_reading()
         self._backend.pause_reading()
         if self._ended is None:
-            # Do not wake the session here: it would close the stream whose callback may be
-            # running.
+            # Do not wake the session here: it would close the stream that calls us.
             waiter = self._waiter
             self._reactor.call_after_events(waiter.wake, waiter.fail)
             self._ended = end
