@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import sys
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -16,6 +17,7 @@ from proxyshim.errors import ConfigError, NotReadyError
 from proxyshim.service.daemon import EX_TEMPFAIL, Daemon
 
 EX_CONFIG: Final = 78  # sysexits.h
+_COMPLAIN_WITHIN_S: Final = 2.0
 DEMO_LISTEN: Final = "127.0.0.1:2525"
 
 _config_option = click.option(
@@ -116,9 +118,12 @@ def _complain(error: ConfigError) -> NoReturn:
     """Print the error and exit, with the same status if it cannot be printed."""
     prefix = f"{logs.priority_prefix('error')}proxyshim: "
     text = "".join(f"{prefix}{line}\n" for line in str(error).splitlines())
-    # Not print(): what its buffer cannot get rid of would change the status at the exit.
+    # Not print(): what its buffer cannot get rid of would change the status at the exit.  And a
+    # reader that stalls must not keep the process from ending.
+    descriptor = sys.stderr.fileno()
     with contextlib.suppress(OSError):
-        os.write(sys.stderr.fileno(), text.encode("utf-8", "backslashreplace"))
+        if select.select((), (descriptor,), (), _COMPLAIN_WITHIN_S)[1]:
+            os.write(descriptor, text.encode("utf-8", "backslashreplace"))
     sys.exit(EX_TEMPFAIL if isinstance(error, NotReadyError) else EX_CONFIG)
 
 

@@ -5,8 +5,8 @@ turn of the reactor, with no task, future or timer in between.  Most packets are
 reply, and change nothing but the guard's state; the guard takes those in one call
 (``pass_command``, ``pass_reply``).  Only the others go the long way.
 
-At a drain's deadline the relay takes nothing more from the client, and drops what the backend's
-socket has not taken.  From then on it only delivers the replies up to the last final one.
+At a drain's deadline it takes nothing more from the client, drops what is unsent, and from then on
+only delivers the replies up to the last final one.
 """
 
 from collections.abc import Callable
@@ -109,8 +109,7 @@ class Relay:
         self._watch = watch
         try:
             if from_client:
-                # Flush the greeting first; if the client is gone, do not act on its pipelined
-                # input.
+                # Flush the greeting first; if the client is gone, do not act on its input.
                 self._client.flush()
             if self._client.write_failed:
                 self._end(End.CLIENT_LOST)
@@ -321,8 +320,7 @@ class Relay:
         self._client.pause_reading()
         self._backend.pause_reading()
         if self._ended is None:
-            # Do not wake the session here: it would close the stream whose callback may be
-            # running.
+            # Do not wake the session here: it would close the stream that calls us.
             waiter = self._waiter
             self._reactor.call_after_events(waiter.wake, waiter.fail)
             self._ended = end

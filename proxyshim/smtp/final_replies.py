@@ -45,6 +45,8 @@ class FinalReplies:
     def owed(self) -> FinalReply:
         """Return whether one is owed; in an opaque stream, NONE."""
         dialogue = self._dialogue
+        if not (dialogue.owed or dialogue.odd_dot_end or self._relaxed.kept_copy):
+            return FinalReply.NONE
         if any(kind in FINAL_KINDS for kind in dialogue.complete_owed):
             return FinalReply.CERTAIN
         ahead = self._find_end_ahead()

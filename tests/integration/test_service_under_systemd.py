@@ -395,6 +395,7 @@ def test_sessions_of_the_old_process_continue_after_an_upgrade(
             assert new.ask("QUIT").code == 221
         assert old.ask("QUIT").code == 221
     wait_for_end_of(running, before)
+    running.journal.wait_event("session_closed", count=2)
     closed = [
         entry.pid
         for entry in running.journal.entries()

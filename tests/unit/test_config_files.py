@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -165,7 +166,8 @@ def test_a_value_of_any_kind_raises_nothing_but_a_configuration_error(
     path = tmp_path_factory.getbasetemp() / "any.toml"
     kept = [line for line in LISTENER.splitlines() if not line.startswith(f"{key} ")]
     path.write_text("\n".join([*kept, f"{key} = {value}\n"]))
-    complaint_about(path)
+    with suppress(ConfigError):  # a few of these values are valid
+        load(path)
 
 
 def test_a_haproxy_hosts_file_with_endless_digits_is_a_configuration_error(

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -98,6 +98,22 @@ def test_a_stop_does_not_wait_for_a_reader_of_the_log(
         process.send_signal(signal.SIGTERM)
         assert process.wait(LIMIT_S) == 0
         os.close(writing)
+
+
+def test_a_configuration_error_that_nobody_reads_ends_the_process_all_the_same(
+    tmp_path: Path, backend: Backend
+) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x" * PIPE_OCTETS)
+    os.set_blocking(writing, True)
+    (tmp_path / "front").write_text("not a socket")
+    with shim_with_log(tmp_path, backend, writing) as process:
+        assert process.wait(LIMIT_S) == 78
+    os.close(reading)
+    os.close(writing)
 
 
 @pytest.mark.parametrize("kind", ["full disk", "no reader"])
