@@ -260,6 +260,7 @@ class Session:
                 check_only=_CHECK_ONLY[check_only] if check_only else None,
                 allow_plaintext_auth=settings.allow_plaintext_auth,
                 starttls_offered=backend.starttls_offered,
+                client_literal=_literal_of(identity.client),
             )
         )
         limits = RelayLimits(
@@ -360,3 +361,11 @@ class Session:
             backend.close()
         else:
             close_in_background(backend)
+
+
+def _literal_of(client: Endpoint | None) -> bytes:
+    """Return a client's address literal (RFC 5321, 4.1.3); empty without an address."""
+    if client is None:
+        return b""
+    tag = "IPv6:" if client.address.version == 6 else ""
+    return f"[{tag}{client.host}]".encode("ascii")

@@ -89,7 +89,9 @@ class BackendReader:
             dialogue.farewell = read_farewell(reply, client_has_spoken=True)
         if dialogue.mode is _STRICT and (kind is Kind.UNKNOWN or dialogue.in_doubt):
             dialogue.weigh(kind, reply.code)
-        if kind is _EHLO and reply.code == 250:
+        if kind is Kind.OWN_EHLO:
+            self._read_own_offer(reply)
+        elif kind is _EHLO and reply.code == 250:
             self._read_offer(reply)
         else:
             dialogue.to_client.append(reply.raw)
@@ -108,19 +110,37 @@ class BackendReader:
         """Deliver the reply to the client's own EHLO, and let it decide the mode."""
         dialogue = self._dialogue
         was_relaxed = dialogue.mode is _RELAXED
-        offered = self.extensions = read_keywords(reply)
-        if not _RIGHTS.isdisjoint(offered):
-            dialogue.mode = _STRICT
-        elif offered and not dialogue.unsure and not self._strict.is_check_only:
-            dialogue.mode = _RELAXED
+        offered = self._decide_mode(reply)
         hidden = HIDDEN_ALWAYS
         if dialogue.mode is _STRICT:
-            self._strict.note_offer(offered)
             hidden = self._strict.hidden_keywords
         unchanged = hidden.isdisjoint(offered)
         dialogue.to_client.append(reply.raw if unchanged else hide(reply, hidden))
         if was_relaxed and dialogue.mode is _STRICT:
             self._return_to_strict()
+
+    def _read_own_offer(self, reply: Reply) -> None:
+        """Let the reply to an EHLO in the client's name decide the mode, and do not deliver it.
+
+        If the backend ends the connection with it, the client gets it for its own command.
+        """
+        if reply.code == 250:
+            self._decide_mode(reply)
+        elif reply.code == 421:
+            self._dialogue.to_client.append(reply.raw)
+            self._dialogue.held = None
+
+    def _decide_mode(self, reply: Reply) -> frozenset[bytes]:
+        """Decide the mode by a 250 to an EHLO; return what it offers."""
+        dialogue = self._dialogue
+        offered = self.extensions = read_keywords(reply)
+        if not _RIGHTS.isdisjoint(offered):
+            dialogue.mode = _STRICT
+        elif offered and not dialogue.unsure and not self._strict.is_check_only:
+            dialogue.mode = _RELAXED
+        if dialogue.mode is _STRICT:
+            self._strict.note_offer(offered)
+        return offered
 
     def _return_to_strict(self) -> None:
         """End the session if anything that strict rules did not check may still be executed.

@@ -13,7 +13,9 @@ proves that it has dropped our right to XCLIENT, because it now judges the clien
 own address.  The proof is its reply to the client's own EHLO: a 250 that offers at least one
 extension, but neither XCLIENT nor XFORWARD.  This relies on one property of the backend: if it
 would obey an XCLIENT or XFORWARD from this client, it also offers it.  Each later EHLO decides
-again.
+again.  A client that never sends EHLO gets no such reply.  So before its first STARTTLS or AUTH,
+outside a transaction, we send one EHLO in its name, and do not deliver the reply, which decides in
+the same way.
 
 **The argument.**  A server executes an XCLIENT only if it reads it as a command.  So whatever a
 strict guard forwards must either be checked as a command, or certainly be read as something else:
@@ -309,7 +311,12 @@ class Guard:
         ):
             return False
         kind = owed[0]
-        if not isinstance(kind, Kind) or kind is _EHLO or kind is _UNKNOWN:
+        if (
+            not isinstance(kind, Kind)
+            or kind is _EHLO
+            or kind is _OWN_EHLO
+            or kind is _UNKNOWN
+        ):
             return False
         if code == 354 and kind is not _DATA:
             return False
@@ -380,5 +387,6 @@ _COMMAND: Final = State.COMMAND
 _IN_CONTENT: Final = State.CONTENT
 _UNDECIDED: Final = State.UNDECIDED
 _EHLO: Final = Kind.EHLO
+_OWN_EHLO: Final = Kind.OWN_EHLO
 _UNKNOWN: Final = Kind.UNKNOWN
 _DATA: Final = Kind.DATA

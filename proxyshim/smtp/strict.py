@@ -42,18 +42,22 @@ class Rules(NamedTuple):
     allow_plaintext_auth: bool = False
     # The backend offered STARTTLS to our own EHLO.
     starttls_offered: bool = False
+    # The client's address literal (RFC 5321, 4.1.3), for a client that gives no name.
+    client_literal: bytes = b""
 
 
 class StrictReader:
     """Checks what the client sends, line by line."""
 
-    __slots__ = ("_dialogue", "_rules", "_starttls_withheld")
+    __slots__ = ("_client_name", "_dialogue", "_rules", "_starttls_withheld")
 
     def __init__(self, dialogue: Dialogue, rules: Rules) -> None:
         """Begin after the greeting."""
         self._dialogue = dialogue
         self._rules = rules
         self._starttls_withheld = rules.starttls_offered
+        # What an EHLO in the client's name would say; empty once an offer is known.
+        self._client_name = rules.client_literal
 
     def read(self, data: bytes, position: int) -> None:
         """Forward what may pass of data[position:], and hold the rest."""
@@ -77,6 +81,7 @@ class StrictReader:
 
     def note_offer(self, offered: Collection[bytes]) -> None:
         """Record what the backend's reply to an EHLO offers."""
+        self._client_name = b""
         if offered:
             self._starttls_withheld = b"STARTTLS" in offered
 
@@ -109,6 +114,10 @@ class StrictReader:
         if row.kind in _SENT_ALONE and dialogue.owed:
             return position  # see the argument in guard.py, step 4
         refusal = self._refusal_of(row)
+        if refusal is not None and refusal is row.strict and self._may_ask(row):
+            if not dialogue.owed:
+                self._ask_for_offer()
+            return position
         if refusal is not None:
             dialogue.refuse(refusal)
         else:
@@ -181,6 +190,29 @@ class StrictReader:
             return None
         return row.strict
 
+    def _may_ask(self, row: Verb) -> bool:
+        """Return True if an EHLO of ours may show that the command need not be refused.
+
+        A client that says HELO, or nothing, never gets the reply that proves that the right is
+        gone.  So we ask once, in its name, before its first STARTTLS or AUTH, and never in a
+        transaction, which an EHLO would reset.
+        """
+        dialogue = self._dialogue
+        return (
+            self._client_name != b""
+            and row.kind in _SHOWN_BY_AN_OFFER
+            and self._rules.check_only is None
+            and not (dialogue.unsure or dialogue.mail_accepted)
+            and Kind.MAIL not in dialogue.owed
+        )
+
+    def _ask_for_offer(self) -> None:
+        dialogue = self._dialogue
+        dialogue.forward(b"EHLO %b\r\n" % self._client_name)
+        dialogue.owed.append(Kind.OWN_EHLO)
+        dialogue.state = State.UNDECIDED
+        self._client_name = b""
+
     @property
     def _auth_withheld(self) -> bool:
         """Return True if a login could expose a password that the backend means to protect.
@@ -202,6 +234,8 @@ class StrictReader:
             dialogue.lose_count()
         dialogue.forward(line)
         dialogue.owed.append(row.kind)
+        if row.kind is Kind.HELO and self._client_name:
+            self._client_name = line[len(b"HELO") :].strip() or self._client_name
         if row.waits or dialogue.in_doubt or not is_certain:
             dialogue.state = State.UNDECIDED
 
@@ -226,6 +260,8 @@ def _end_of_lines(data: bytes, start: int) -> tuple[int, bool]:
 
 
 # Forwarded only when no reply is owed, so that the next reply is certainly theirs.
+# The verbs that a relaxed session would forward.
+_SHOWN_BY_AN_OFFER: Final = (Kind.STARTTLS, Kind.AUTH)
 _SENT_ALONE: Final = (Kind.EHLO, Kind.HELO)
 
 # In a state without a reader the client's bytes wait for the reply that decides what they are.

@@ -25,6 +25,7 @@ class Kind(Enum):
     UNKNOWN = auto()  # a verb that is not in the table
     HELO = auto()
     EHLO = auto()
+    OWN_EHLO = auto()  # sent by us in the client's name; its reply is not delivered
     MAIL = auto()
     RSET = auto()
     DATA = auto()

@@ -407,6 +407,21 @@ def test_nothing_follows_postfixs_refusal_of_pipelining_after_helo(
     assert behind.replies[1].startswith("250")
 
 
+def without_ehlo(talk: Conversation, first: str) -> Iterator[str]:
+    yield str(talk.reply())
+    if first:
+        yield str(talk.ask(first))
+    yield str(talk.ask("STARTTLS"))
+
+
+@pytest.mark.parametrize("first", ["HELO printer.example", "NOOP", ""])
+def test_starttls_without_ehlo_works_as_directly(site: TwinSite, first: str) -> None:
+    script = partial(without_ehlo, first=first)
+    direct, behind = play_both(site, "login", "named", script)
+    assert "220 2.0.0 Ready to start TLS" in direct.replies
+    assert behind.replies == direct.replies
+
+
 # Refused at connect (smtpd_delay_reject = no).
 
 AT_CONNECT: Final = [
