@@ -1,7 +1,9 @@
 """What a session makes of headers as nginx and the load balancers of clouds send them."""
 
+from tests.integration.scripted.headers import CLIENT, XCLIENT, v2
 from tests.integration.scripted.mta import GREETING
 from tests.integration.scripted.shim import LISTED, Rig
+from tests.proxy_headers import tlv
 
 
 def test_the_destination_is_unknown_where_a_v1_header_has_two_families(
@@ -32,3 +34,35 @@ def test_the_log_names_the_field_of_a_bad_v1_header(rig: Rig) -> None:
     assert story["detail"] == (
         "v1 header: source address b'192.0.2.7' is IPv4, but the protocol word is TCP6"
     )
+
+
+def test_the_log_has_what_tells_the_customers_of_a_cloud_apart(rig: Rig) -> None:
+    proxy = rig.connect(LISTED)
+    tlvs = (
+        tlv(0xEA, b"\x01vpce-08d2bf15fac5001c9"),
+        tlv(0xEE, bytes.fromhex("01 d2029649")),
+        tlv(0xE0, bytes.fromhex("fedcba9876543210")),
+        tlv(0x30, b"blue\x1b[1m"),
+    )
+    proxy.send(v2(CLIENT, *tlvs))
+    mta = rig.accept()
+    assert mta.introduce() == XCLIENT
+    proxy.expect(GREETING)
+    proxy.close()
+    mta.close()
+    story = rig.story()
+    assert story["aws_vpce_id"] == "vpce-08d2bf15fac5001c9"
+    assert story["azure_link_id"] == 1234567890
+    assert story["gcp_psc_id"] == "18364758544493064720"
+    assert story["netns"] == r"blue\x1b[1m"
+
+
+def test_a_malformed_tlv_of_a_cloud_ends_no_session(rig: Rig) -> None:
+    proxy = rig.connect(LISTED)
+    proxy.send(v2(CLIENT, tlv(0xEA, b""), tlv(0xEE, b"\x01"), tlv(0xE0, b"x" * 9)))
+    mta = rig.accept()
+    assert mta.introduce() == XCLIENT
+    proxy.expect(GREETING)
+    proxy.close()
+    mta.close()
+    assert not {"aws_vpce_id", "azure_link_id", "gcp_psc_id"} & rig.story().keys()
