@@ -1,6 +1,8 @@
 """What a session makes of headers as nginx and the load balancers of clouds send them."""
 
-from tests.integration.scripted.headers import CLIENT, XCLIENT, v2
+import pytest
+
+from tests.integration.scripted.headers import CLIENT, XCLIENT, v2, xclient_of
 from tests.integration.scripted.mta import GREETING
 from tests.integration.scripted.shim import LISTED, Rig
 from tests.proxy_headers import tlv
@@ -66,3 +68,21 @@ def test_a_malformed_tlv_of_a_cloud_ends_no_session(rig: Rig) -> None:
     proxy.close()
     mta.close()
     assert not {"aws_vpce_id", "azure_link_id", "gcp_psc_id"} & rig.story().keys()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"PROXY TCP6 ::1 198.51.100.25 40001 25\r\n",
+        b"PROXY TCP6 ::ffff:127.0.0.1 198.51.100.25 40001 25\r\n",
+        b"PROXY TCP4 127.0.0.1 2001:db8::25 40001 25\r\n",
+    ],
+)
+def test_two_families_make_no_claim_more_believable(rig: Rig, line: bytes) -> None:
+    proxy = rig.connect(LISTED)
+    proxy.send(line)
+    mta = rig.accept()
+    assert mta.introduce() == xclient_of(proxy.sock)
+    proxy.expect(GREETING)
+    proxy.send(b"MAIL FROM:<>\r\n")
+    assert proxy.last_words() == b"421 4.7.1 claimed address not believed\r\n"
