@@ -93,6 +93,26 @@ class ProxyHeader(NamedTuple):
         value = tlv.first(self.tlvs, tlv.SSL)
         return None if value is None else tlv.read_ssl(value)
 
+    @property
+    def netns(self) -> bytes | None:
+        """The network namespace in which the proxy accepted the connection."""
+        return tlv.first(self.tlvs, tlv.NETNS)
+
+    @property
+    def aws_vpce_id(self) -> bytes | None:
+        """AWS: the VPC endpoint, as ASCII text."""
+        return tlv.read_aws_vpce_id(self.tlvs)
+
+    @property
+    def azure_link_id(self) -> int | None:
+        """Azure: the LinkID of the private endpoint."""
+        return tlv.read_azure_link_id(self.tlvs)
+
+    @property
+    def gcp_psc_id(self) -> int | None:
+        """Google: the id of the Private Service Connect connection."""
+        return tlv.read_gcp_psc_id(self.tlvs)
+
     def log_details(self) -> dict[str, str | int]:
         """Return those TLVs, as printable text, that operators search the log for."""
         if not self.tlvs:
@@ -101,6 +121,12 @@ class ProxyHeader(NamedTuple):
             "authority": _printable_or_none(self.authority),
             "unique_id": _printable_or_none(self.unique_id),
             "alpn": _printable_or_none(self.alpn),
+            "netns": _printable_or_none(self.netns),
+            "aws_vpce_id": _printable_or_none(self.aws_vpce_id),
+            "azure_link_id": self.azure_link_id,
+            # As text, because many readers of JSON round numbers over 2**53, and two tenants
+            # would look the same.
+            "gcp_psc_id": _decimal_or_none(self.gcp_psc_id),
         }
         if (ssl := self.ssl) is not None:
             details["ssl_client"] = ssl.client
@@ -125,3 +151,7 @@ def shortened(octets: bytes, max_octets: int = SHOWN_OCTETS) -> str:
 
 def _printable_or_none(octets: bytes | None) -> str | None:
     return None if octets is None else printable(octets)
+
+
+def _decimal_or_none(number: int | None) -> str | None:
+    return None if number is None else str(number)

@@ -21,10 +21,21 @@ UNIQUE_ID = 0x05
 SSL = 0x20
 SSL_VERSION = 0x21  # this and the next occur only inside an SSL TLV
 SSL_CN = 0x22
+NETNS = 0x30
+
+# Types of load balancers in clouds, from the range that the spec leaves to applications (2.2.7).
+# AWS and Azure begin the value with a subtype.
+GOOGLE = 0xE0
+AWS = 0xEA
+AZURE = 0xEE
+AWS_VPCE_ID = 0x01
+AZURE_LINK_ID = 0x01
 
 TLV_HEAD_OCTETS = 3
 SSL_HEAD = Struct("!BI")
 CRC32C_OCTETS = 4
+AZURE_NUMBER = Struct("<I")
+GOOGLE_NUMBER = Struct("!Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +68,40 @@ def first(tlvs: Iterable[Tlv], wanted: int) -> bytes | None:
         if kind == wanted:
             return value
     return None
+
+
+# A value that a vendor does not send is no reason to refuse a client, so these return None for it.
+
+
+def read_aws_vpce_id(tlvs: Iterable[Tlv]) -> bytes | None:
+    """Return the VPC endpoint through which a client of an AWS endpoint service came."""
+    value = _first_of_subtype(tlvs, AWS, AWS_VPCE_ID)
+    return value if value and value.isascii() else None
+
+
+def read_azure_link_id(tlvs: Iterable[Tlv]) -> int | None:
+    """Return the LinkID of the private endpoint through which a client of Azure came."""
+    value = _first_of_subtype(tlvs, AZURE, AZURE_LINK_ID)
+    return _read_number(AZURE_NUMBER, value)
+
+
+def read_gcp_psc_id(tlvs: Iterable[Tlv]) -> int | None:
+    """Return the id of the Private Service Connect connection of a client of Google's."""
+    return _read_number(GOOGLE_NUMBER, first(tlvs, GOOGLE))
+
+
+def _first_of_subtype(tlvs: Iterable[Tlv], wanted: int, subtype: int) -> bytes | None:
+    for kind, value in tlvs:
+        if kind == wanted and value[:1] == bytes([subtype]):
+            return value[1:]
+    return None
+
+
+def _read_number(form: Struct, value: bytes | None) -> int | None:
+    if value is None or len(value) != form.size:
+        return None
+    number: int = form.unpack(value)[0]
+    return number
 
 
 def read_ssl(value: bytes) -> SslInfo:

@@ -258,6 +258,7 @@ CLAIMS = {
     "v1-other-loopback": b"PROXY TCP4 127.9.9.9 192.0.2.25 40000 25\r\n",
     "v1-loopback6": b"PROXY TCP6 ::1 2001:db8:2::25 40000 25\r\n",
     "v1-mapped-loopback": b"PROXY TCP6 ::ffff:127.0.0.1 2001:db8:2::25 40000 25\r\n",
+    "v1-loopback-of-two-families": b"PROXY TCP6 ::1 192.0.2.25 40000 25\r\n",
     "v1-mail-host": b"PROXY TCP4 192.0.2.25 192.0.2.25 40000 25\r\n",
     "v1-mail-host6": b"PROXY TCP6 2001:db8:2::25 2001:db8:2::25 40000 25\r\n",
     "v1-unspecified": b"PROXY TCP4 0.0.0.0 192.0.2.25 40000 25\r\n",
@@ -298,6 +299,24 @@ def test_an_unbelievable_claim_gets_no_mail_through(
     refused = shim.wait_event("command_refused", peer=name)
     assert refused["level"] == "warning"
     assert refused["reason"] in ("claim_not_believed", "no_client_address")
+
+
+@pytest.mark.usefixtures("shim")
+@pytest.mark.parametrize(
+    ("word", "source", "destination"),
+    [("TCP6", CLIENT6, MAIL), ("TCP4", CLIENT, MAIL6)],
+)
+def test_postfix_sees_the_client_of_a_header_with_two_families(
+    site: Site, word: str, source: str, destination: str
+) -> None:
+    with Conversation.open(site.proxy, (MAIL, PLAIN), PROXY) as talk:
+        talk.send(f"PROXY {word} {source} {destination} 40001 25\r\n".encode())
+        assert talk.reply().code == 220
+        assert talk.ask("EHLO client.example").code == 250
+        assert talk.ask("MAIL FROM:<sender@client.example>").code == 250
+        assert talk.ask("QUIT").code == 221
+    seen = rf"disconnect from \S+\[{re.escape(source)}\]:40001 .*mail=1 "
+    site.postfix.lines.wait_for(seen)
 
 
 @pytest.mark.usefixtures("shim")

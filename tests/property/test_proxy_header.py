@@ -91,9 +91,12 @@ def v1_headers(draw: DrawFn) -> Built:
         line = b"PROXY UNKNOWN" + (b" " + text if text else b"") + b"\r\n"
         return line, ProxyHeader(1, Command.UNKNOWN, family)
     source_port, destination_port = draw(ports), draw(ports)
-    texts = ipv6_texts() if family is Family.TCP6 else ipv4_texts
+    texts, others = ipv4_texts, ipv6_texts()
+    if family is Family.TCP6:
+        texts, others = others, texts
     source_text, source = draw(texts)
-    destination_text, destination = draw(texts)
+    destination_is_known = draw(st.booleans())
+    destination_text, destination = draw(texts if destination_is_known else others)
     line = build_v1(
         family, source_text, destination_text, source_port, destination_port
     )
@@ -102,7 +105,7 @@ def v1_headers(draw: DrawFn) -> Built:
         Command.PROXY,
         family,
         as_claimed(source, source_port),
-        as_claimed(destination, destination_port),
+        as_claimed(destination, destination_port) if destination_is_known else None,
     )
     return line, header
 

@@ -313,8 +313,9 @@ def story_keys() -> set[str]:
     return keys
 
 
-TLV_KEYS = {"authority", "unique_id", "alpn"} | {
-    f"ssl_{key}" for key in ("client", "verify", "version", "cn")
+TLV_KEYS = {"authority", "unique_id", "alpn", "netns"} | {
+    *(f"ssl_{key}" for key in ("client", "verify", "version", "cn")),
+    *("aws_vpce_id", "azure_link_id", "gcp_psc_id"),
 }
 
 
