@@ -25,6 +25,7 @@ Where is…                                      Look in
 a v1 port with a leading zero refused          ``proxy_header/v1.py``
 an unlisted peer that sends PROXY answered     ``session/admission.py``; ``session/ending.py``
 a claim of 127.0.0.1 not believed              ``session/trust.py``
+a client in ``denied_clients`` refused          ``session/denylist.py``; ``service/denylists.py``
 a client's own XCLIENT stopped                 its row in ``smtp/verbs.py``; ``smtp/strict.py``
 a session relaxed                              ``smtp/backend_replies.py``
 the order greeting, EHLO, XCLIENT, greeting    ``conveyance/xclient.py``

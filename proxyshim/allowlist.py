@@ -6,7 +6,7 @@ lists and in the addresses that we look up.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple, Self
@@ -33,6 +33,9 @@ _V4_MAPPED_PREFIX = 96
 MAX_COMPLAINTS = 10
 MAX_SHOWN_CHARS = 60
 
+# After so many entries, the caller of ``parse`` may let another thread run.
+_ENTRIES_PER_SLICE = 256
+
 
 class _Parsed(NamedTuple):
     """A network in the form in which the tables hold it."""
@@ -57,6 +60,18 @@ class Networks:
         """
         named = ((f"entry {n}", entry) for n, entry in enumerate(entries, 1))
         return cls._from_parsed(parsed for _, parsed in _parse_all(named, source))
+
+    @classmethod
+    def parse(
+        cls, text: str, source: str, rest: Callable[[], None] | None = None
+    ) -> Self:
+        """Parse a file's text: one address or network per line; ``#`` begins a comment.
+
+        *rest* is called after each slice of the list.  Raises ConfigError, which names *source* and
+        the number and value of each bad line.
+        """
+        lines = _parse_lines(text, source, rest)
+        return cls._from_parsed(parsed for _, parsed in lines)
 
     def __contains__(self, address: Address) -> bool:
         """Return True if one of the networks holds *address*, whose zone id is ignored."""
@@ -101,14 +116,6 @@ class Networks:
 class Allowlist(Networks):
     """The peers that are proxies.  An empty one lists nobody."""
 
-    @classmethod
-    def parse(cls, text: str, source: str) -> Self:
-        """Parse a file's text: one address or network per line; ``#`` begins a comment.
-
-        Raises ConfigError, which names *source* and the number and value of each bad line.
-        """
-        return cls._from_parsed(parsed for _, parsed in _parse_lines(text, source))
-
     def is_listed(self, address: Address) -> bool:
         """Return True if this peer may state who its client is."""
         return address in self
@@ -147,27 +154,44 @@ def _network_of(parsed: _Parsed) -> Network:
     return IPv6Network((first, 128 - host_bits))
 
 
-def _parse_lines(text: str, source: str) -> Iterator[tuple[str, _Parsed]]:
+def _parse_lines(
+    text: str, source: str, rest: Callable[[], None] | None = None
+) -> Iterator[tuple[str, _Parsed]]:
     # Not splitlines(), which ends lines at characters where no editor does.
     lines = enumerate(text.removeprefix("\ufeff").split("\n"), 1)
     entries = ((n, line.partition("#")[0].strip(" \t\r")) for n, line in lines)
-    return _parse_all(((f"line {n}", entry) for n, entry in entries if entry), source)
+    named = ((f"line {n}", entry) for n, entry in entries if entry)
+    return _parse_all(_in_slices(named, rest) if rest else named, source)
+
+
+def _in_slices(
+    entries: Iterable[tuple[str, str]], rest: Callable[[], None]
+) -> Iterator[tuple[str, str]]:
+    for number, entry in enumerate(entries, 1):
+        yield entry
+        if number % _ENTRIES_PER_SLICE == 0:
+            rest()
 
 
 def _parse_all(
     entries: Iterable[tuple[str, str]], source: str
 ) -> Iterator[tuple[str, _Parsed]]:
     """Yield each good entry under its name; raise ConfigError after the last, if any is bad."""
-    complaints = []
+    complaints: list[str] = []
+    bad = 0
     for name, entry in entries:
         try:
             parsed = _parse_network(entry)
         except ValueError as error:
-            complaints.append(f"{source}: {name}: {_shown(entry)}: {error}")
+            bad += 1
+            if bad <= MAX_COMPLAINTS:
+                complaints.append(f"{source}: {name}: {shown(entry)}: {error}")
         else:
             yield name, parsed
-    if complaints:
-        raise _config_error(complaints, source)
+    if bad > MAX_COMPLAINTS:
+        complaints.append(f"{source}: and {bad - MAX_COMPLAINTS} more bad entries")
+    if bad:
+        raise ConfigError("\n".join(complaints))
 
 
 def _parse_network(entry: str) -> _Parsed:
@@ -222,16 +246,8 @@ def _only(tables: _Tables, *, single: bool) -> _Tables:
     return tuple(table for table in tables if (table[0] == 0) == single)
 
 
-def _shown(entry: str) -> str:
+def shown(entry: str) -> str:
+    """Return an entry as an error message shows it: quoted, and shortened."""
     return repr(entry[:MAX_SHOWN_CHARS]) + (
         "..." if len(entry) > MAX_SHOWN_CHARS else ""
     )
-
-
-def _config_error(complaints: list[str], source: str) -> ConfigError:
-    shown = complaints[:MAX_COMPLAINTS]
-    if len(complaints) > MAX_COMPLAINTS:
-        shown.append(
-            f"{source}: and {len(complaints) - MAX_COMPLAINTS} more bad entries"
-        )
-    return ConfigError("\n".join(shown))

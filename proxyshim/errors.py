@@ -30,6 +30,7 @@ class Reason(StrEnum):
     # Who the client is.
     NO_CLIENT_ADDRESS = "no_client_address"
     CLAIM_NOT_BELIEVED = "claim_not_believed"
+    CLIENT_DENIED = "client_denied"
 
     # The SMTP dialogue.
     XCLIENT_INJECTED = "xclient_injected"

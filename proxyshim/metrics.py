@@ -78,6 +78,7 @@ class Metrics(Collector):
         self.greeting_s = Histogram(GREETING_BOUNDS_S)
         self.session_s = Histogram(SESSION_BOUNDS_S)
         self._allowlists: dict[str, tuple[int, float]] = {}  # by listener
+        self._denylists: dict[str, int] = {}  # entries, by listener
         self.name_results: Counter[str] = Counter()  # result
         self.name_lookups_in_flight = 0
         self.name_lookup_s = Histogram(LOOKUP_BOUNDS_S)
@@ -161,6 +162,10 @@ class Metrics(Collector):
         """Record that a listener's list was read just now."""
         self._allowlists[listener] = entries, time.time()
 
+    def note_denylist(self, listener: str, entries: int) -> None:
+        """Record how many clients or networks a listener denies."""
+        self._denylists[listener] = entries
+
     def _allowlist_metrics(self) -> Iterator[Metric]:
         entries = GaugeMetricFamily(
             "proxyshim_allowlist_entries",
@@ -177,6 +182,14 @@ class Metrics(Collector):
             read_at.add_metric([listener], at)
         yield entries
         yield read_at
+        denied = GaugeMetricFamily(
+            "proxyshim_denylist_entries",
+            "Entries in denied_clients.",
+            labels=["listener"],
+        )
+        for listener, number in list(self._denylists.items()):
+            denied.add_metric([listener], number)
+        yield denied
 
     def _name_metrics(self) -> Iterator[Metric]:
         yield _counter(

@@ -75,6 +75,13 @@ def _describe(listener: Listener) -> Finding:
     where = f"on {', '.join(settings.bind)} for backend {settings.backend}"
     unix = any(bind.path for bind in listener.binds)
     socket = "; on the unix socket every peer is a proxy" if unix else ""
+    denied = ""
+    if listener.denylist is not None:
+        number = len(listener.denylist.networks)
+        entries = (
+            "1 client or network" if number == 1 else f"{number} clients or networks"
+        )
+        denied = f"; {entries} denied by {settings.denied_clients}"
     number = len(listener.allowlist)
     if number == 0:
         missing = (
@@ -85,9 +92,9 @@ def _describe(listener: Listener) -> Finding:
         text = f"{where}; {missing}, so PROXY support is off: each peer is the client"
         if unix:
             text = f"{where}; {missing}, so on TCP each peer is the client"
-        return Finding(Severity.NOTE, subject_of(listener), text + socket)
+        return Finding(Severity.NOTE, subject_of(listener), text + socket + denied)
     entries = "1 proxy or network" if number == 1 else f"{number} proxies or networks"
-    text = f"{where}; {entries} listed in {settings.haproxy_hosts}{socket}"
+    text = f"{where}; {entries} listed in {settings.haproxy_hosts}{socket}{denied}"
     return Finding(Severity.OK, subject_of(listener), text)
 
 

@@ -4,6 +4,7 @@
 - ``values.py``    what a single value may be
 - ``explain.py``   turns pydantic's errors into our own words
 - ``files.py``     reads files, within limits
+- ``denylist.py``  reads ``denied_clients``
 
 This module parses the file and the lists that it names.  An error is a ConfigError that names
 the file, the key, the value and what was expected.
@@ -11,7 +12,8 @@ the file, the key, the value and what was expected.
 
 import socket
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -20,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from proxyshim.addresses import SocketName, read_socket_name
 from proxyshim.allowlist import Allowlist, Networks
+from proxyshim.config.denylist import Denylist, read_denylist
 from proxyshim.config.explain import explain
 from proxyshim.config.files import read_text
 from proxyshim.config.settings import (
@@ -66,6 +69,7 @@ class Listener:
     allowlist: Allowlist
     untrusted_claims: Networks
     believed_claims: Networks
+    denylist: Denylist | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +142,13 @@ def _prepare(path: Path, entry: ListenerSettings) -> Listener:
     allowlist = Allowlist()
     if entry.haproxy_hosts is not None:
         hosts_path = path.parent / entry.haproxy_hosts
-        try:
+        with _naming(f"{where}: haproxy_hosts = {entry.haproxy_hosts!r:.200}"):
             text = read_text(hosts_path)
-        except ConfigError as error:
-            key = f"haproxy_hosts = {entry.haproxy_hosts!r:.200}"
-            kind = NotReadyError if isinstance(error, NotReadyError) else ConfigError
-            raise kind(f"{where}: {key}: {error}") from None
         allowlist = Allowlist.parse(text, str(hosts_path))
+    denylist = None
+    if entry.denied_clients is not None:
+        with _naming(f"{where}: denied_clients = {entry.denied_clients!r:.200}"):
+            denylist = read_denylist(path.parent / entry.denied_clients)
     return Listener(
         settings=entry,
         binds=tuple(read_socket_name(bind) for bind in entry.bind),
@@ -158,7 +162,19 @@ def _prepare(path: Path, entry: ListenerSettings) -> Listener:
         believed_claims=Networks.from_entries(
             entry.believed_claims, f"{where}: believed_claims"
         ),
+        denylist=denylist,
     )
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Add the *key* that names a file to what is wrong with it."""
+    try:
+        yield
+    except ConfigError as error:
+        kind = NotReadyError if isinstance(error, NotReadyError) else ConfigError
+        lines = str(error).splitlines()
+        raise kind("\n".join(f"{key}: {line}" for line in lines)) from None
 
 
 def _own_name() -> str:

@@ -103,6 +103,9 @@ class ListenerSettings:
     # the configuration file.  A listed peer must send a PROXY header.  Without a file nobody is
     # listed, and PROXY support is off.
     haproxy_hosts: Text | None = None
+    # A file that lists the clients that get no session, written as *haproxy_hosts*; an empty list
+    # is one newline.  It is read again when it changes.  Listed peers are never denied.
+    denied_clients: Text | None = None
     # Where we answer HAProxy's agent-check with "up", "drain" or "down", for listed hosts only:
     # one address, written as in *bind*.  Without it we answer nowhere.
     agent_bind: Bind | None = None

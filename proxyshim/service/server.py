@@ -29,6 +29,7 @@ from proxyshim.service.acceptor import Acceptor, Limiter
 from proxyshim.service.agent import AgentChecks
 from proxyshim.service.backends import Backends
 from proxyshim.service.defects import Defects
+from proxyshim.service.denylists import Denylists
 from proxyshim.service.http import HttpServer, Pages
 from proxyshim.service.ports import Ports
 from proxyshim.service.sandbox import report_forbidden
@@ -66,6 +67,7 @@ class Server:
             _resolver_settings(config), self.metrics, self._system
         )
         self._backends = Backends(self._system, self.metrics)
+        self._denylists = Denylists(self.metrics, self._log)
         self._throttle = Throttle()
         self._shares = Shares()
         self._shared: dict[str, Shared] = {}
@@ -171,6 +173,7 @@ class Server:
                 self._shares,
                 config.limits.sessions_per_client,
                 self._limiter.rates,
+                self._denylists.adopt(listener),
             )
             self._shared[name] = shared
             self._agent_checks.adopt(shared)
@@ -205,6 +208,7 @@ class Server:
         now = time.monotonic()
         self.metrics.heartbeat = now
         self._reactor.memory.restore()
+        self._denylists.look()
         _log_suppressed(self._log, self._throttle.take_counts(now))
 
     def _note_exhausted(self) -> None:
@@ -299,6 +303,7 @@ class Server:
     def _close_all(self) -> None:
         if not self._is_closed:
             self._is_closed = True
+            self._denylists.close()
             self._ports.close()
             self._reactor.close()
 

@@ -28,7 +28,8 @@ class Ending:
     """One row of the table."""
 
     outcome: Outcome
-    # What we send.  A function is called with the peer's address.  None means that the guard or
+    # What we send.  A function is called with the client's address, or
+    # the peer's if no client is known.  None means that the guard or
     # the MTA has replied.
     reply: bytes | Callable[[str], bytes] | None = None
     event: str | None = None  # None means that session_closed is enough
@@ -95,6 +96,13 @@ ENDINGS: Final[Mapping[Reason, Ending]] = MappingProxyType(
             " outer proxy send a PROXY header (send-proxy), list the proxies singly"
             " instead of their network, or, if clients really share that network, write"
             " it into believed_claims. See docs/runbook.md"
+        ),
+        Reason.CLIENT_DENIED: Ending(
+            Outcome.REFUSED,
+            replies.client_denied,
+            "client_denied",
+            "info",
+            is_refusal=True,
         ),
         # The SMTP dialogue.  The guard answers; most of these do not end a session.
         Reason.XCLIENT_INJECTED: _COMMAND,
@@ -174,7 +182,7 @@ class Reports:
             self._write(record, error.reason, detail=error.detail, **record.claim())
         else:
             record.is_quiet = True
-        return reply_for(error.reason, record.peer)
+        return reply_for(error.reason, record.client or record.peer)
 
     def backend_failed(
         self, record: SessionRecord, reason: Reason, detail: str | None
@@ -288,6 +296,8 @@ class Reports:
             return ALL_CLIENTS, About.OURSELVES
         if reason is Reason.TOO_MANY_FROM_CLIENT and record.share is not None:
             return record.share, About.STRANGER
+        if reason is Reason.CLIENT_DENIED and record.client is not None:
+            return client_key(record.client.address), About.STRANGER
         source = client_key(record.peer.address) if record.peer else "unix"
         is_stranger = reason is Reason.HEADER_FORBIDDEN
         return source, About.STRANGER if is_stranger else About.PROXY

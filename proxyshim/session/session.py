@@ -30,7 +30,7 @@ from proxyshim.session.shared import Shared
 from proxyshim.session.shares import (
     LINGERING,
     MAX_LINGERING,
-    OVER_A_LIMIT,
+    TURNED_AWAY,
     share_of,
 )
 from proxyshim.session.timing import RelayLimits
@@ -158,6 +158,7 @@ class Session:
         try:
             self._admission = Admission(self._shared, self._client, record)
             record.identity = identity = await self._admission.run()
+            self._shared.denied.check(identity)
             if self._shared.are_clients_limited:
                 self._count_for_client(identity)
             record.phase = Phase.OPEN
@@ -321,7 +322,7 @@ class Session:
 
     async def _close(self, farewell: bytes) -> None:
         self._client.send(farewell)
-        if self._record.reason in OVER_A_LIMIT and not self._may_linger():
+        if self._record.reason in TURNED_AWAY and not self._may_linger():
             self._client.flush()
             return
         self._quit_backend()
@@ -329,7 +330,7 @@ class Session:
         await close_gently(self._client, final_octets=final_octets)
 
     def _may_linger(self) -> bool:
-        """Return True if a client over a limit may still wait for a careful close.
+        """Return True if a client that we turned away may still wait for a careful close.
 
         Otherwise a flood that we refuse would fill ``sessions`` all the same.
         """

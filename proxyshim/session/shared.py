@@ -8,6 +8,7 @@ from proxyshim.config import Listener
 from proxyshim.conveyance.contract import Conveyance
 from proxyshim.limits import ConnectionRates, Shares
 from proxyshim.names import Resolver
+from proxyshim.session.denylist import DeniedClients
 from proxyshim.session.ending import Reports
 from proxyshim.session.trust import Trust
 
@@ -25,6 +26,7 @@ class Shared:
     shares: Shares = field(default_factory=Shares)
     sessions_per_client: int = 0  # 0 means unlimited
     rates: ConnectionRates = field(default_factory=ConnectionRates)
+    denied: DeniedClients = field(default_factory=DeniedClients)
 
     @property
     def are_clients_limited(self) -> bool:

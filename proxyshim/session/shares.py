@@ -14,9 +14,14 @@ from proxyshim.identity import Identity
 from proxyshim.limits import client_key
 from proxyshim.proxy_header import Command, ProxyHeader
 
-# Clients that were refused for these reasons have no session, and yet hold a place in ``sessions``
-# while they are closed carefully.  At most this many at a time do, under a key of their own.
-OVER_A_LIMIT: Final = (Reason.TOO_MANY_CONNECTIONS, Reason.TOO_MANY_FROM_CLIENT)
+# Clients that were refused for these reasons never get a session, and yet hold a place in
+# ``sessions`` while they are closed carefully.  At most this many at a time do, under a key of
+# their own.
+TURNED_AWAY: Final = (
+    Reason.TOO_MANY_CONNECTIONS,
+    Reason.TOO_MANY_FROM_CLIENT,
+    Reason.CLIENT_DENIED,
+)
 LINGERING: Final = "refused, and closing"
 MAX_LINGERING: Final = 32
 

@@ -147,6 +147,11 @@ def header_forbidden(address: str) -> bytes:
     return b"421 4.7.1 PROXY not allowed from [%s]\r\n" % address.encode("ascii")
 
 
+def client_denied(address: str) -> bytes:
+    """Return the reply to a client at *address* that is in ``denied_clients``."""
+    return b"421 4.7.1 Access from [%s] denied\r\n" % address.encode("ascii")
+
+
 # In check-only sessions.
 NO_CLIENT_ADDRESS: Final = b"421 4.7.1 no client address in the PROXY header\r\n"
 CLAIM_NOT_BELIEVED: Final = b"421 4.7.1 claimed address not believed\r\n"

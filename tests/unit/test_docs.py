@@ -124,8 +124,9 @@ def test_examples_with_the_same_mark_are_the_same() -> None:
 @pytest.mark.parametrize("block", all_blocks("toml"), ids=str)
 def test_every_toml_example_loads(block: Block, tmp_path: Path) -> None:
     for table in tomllib.loads(block.text)["listener"]:
-        if "haproxy_hosts" in table:
-            (tmp_path / table["haproxy_hosts"]).write_text("203.0.113.10\n")
+        for key in ("haproxy_hosts", "denied_clients"):
+            if key in table:
+                (tmp_path / table[key]).write_text("203.0.113.10\n")
     path = tmp_path / "proxyshim.toml"
     path.write_text(block.text)
     config.load(path)
@@ -212,7 +213,8 @@ def test_every_reply_that_is_sent_is_documented() -> None:
         for name, value in vars(replies).items()
         if isinstance(value, bytes) and name in used
     }
-    sent.add(replies.header_forbidden("address").decode("ascii").removesuffix("\r\n"))
+    for with_address in (replies.header_forbidden, replies.client_denied):
+        sent.add(with_address("address").decode("ascii").removesuffix("\r\n"))
     rows = read_document(REFERENCE / "replies.md").rows()
     assert {code_in(row[0])[0] for row in rows} == sent
 

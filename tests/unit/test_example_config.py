@@ -78,6 +78,7 @@ def test_the_example_loads_with_every_key_uncommented(tmp_path: Path) -> None:
     text = COMMENTED_KEY.sub(r"\1", EXAMPLE.read_text("utf-8"))
     (tmp_path / "proxyshim.toml").write_text(text)
     shutil.copy(HOSTS, tmp_path)
+    (tmp_path / "denied_clients").write_text("\n")
     config.load(tmp_path / "proxyshim.toml")
 
 
