@@ -115,10 +115,10 @@ def cpu_s(run: Callable[[], object]) -> float:
 
 
 def least(*runs: Callable[[], float]) -> list[float]:
-    """Return the least of five times of each, taken in turn."""
+    """Return the least of nine times of each, taken in turn."""
     return [
         min(times)
-        for times in zip(*([run() for run in runs] for _ in range(5)), strict=True)
+        for times in zip(*([run() for run in runs] for _ in range(9)), strict=True)
     ]
 
 
@@ -155,7 +155,7 @@ def test_an_octet_costs_the_same_however_many_wait(
         return octet_by_octet(guard.from_client, b"x" * 1000)
 
     few_s, many_s = least(lambda: after(10), lambda: after(many))
-    assert many_s < 4 * few_s
+    assert many_s < 6 * few_s
 
 
 def test_an_octet_of_a_reply_costs_the_same_however_long_the_reply_is() -> None:
@@ -173,7 +173,7 @@ def test_an_octet_of_a_reply_costs_the_same_however_long_the_reply_is() -> None:
     few_s, many_s = least(
         lambda: after(1), lambda: after(MAX_REPLY_OCTETS // len(b"250-a\r\n") - 200)
     )
-    assert many_s < 4 * few_s
+    assert many_s < 6 * few_s
 
 
 def test_each_of_many_replies_costs_the_same() -> None:
@@ -183,7 +183,7 @@ def test_each_of_many_replies_costs_the_same() -> None:
         return cpu_s(lambda: [parser.next() for _ in range(count)]) / count
 
     few_s, many_s = least(lambda: per_reply(500), lambda: per_reply(50_000))
-    assert many_s < 4 * few_s
+    assert many_s < 6 * few_s
 
 
 def held_commands(mode: str, line: bytes, many: int) -> Guard:
@@ -200,7 +200,7 @@ def test_a_reply_costs_the_same_however_many_commands_are_held(line: bytes) -> N
         return cpu_s(lambda: [guard.from_backend(b"550 no\r\n") for _ in range(100)])
 
     few_s, many_s = least(lambda: after(110), lambda: after(100_000 // len(line)))
-    assert many_s < 4 * few_s
+    assert many_s < 6 * few_s
 
 
 def test_a_reply_costs_the_same_while_too_many_are_owed() -> None:
@@ -209,7 +209,7 @@ def test_a_reply_costs_the_same_while_too_many_are_owed() -> None:
         return cpu_s(lambda: [guard.from_backend(b"250 ok\r\n") for _ in range(100)])
 
     few_s, many_s = least(lambda: after(110), lambda: after(20_000))
-    assert many_s < 4 * few_s
+    assert many_s < 6 * few_s
 
 
 def test_one_copy_is_read_a_limited_number_of_times() -> None:
@@ -235,8 +235,9 @@ def test_a_long_line_that_does_not_match_costs_no_more_than_one_that_does(
     good_s, bad_s, worse_s = least(
         lambda: cost(good), lambda: cost(bad), lambda: cost(worse)
     )
-    assert bad_s < 4 * good_s
-    assert worse_s < 4 * good_s
+    # A pattern that backtracks would cost thousands of times as much.
+    assert bad_s < 40 * good_s
+    assert worse_s < 40 * good_s
 
 
 def test_long_ehlo_replies_are_not_cached() -> None:
