@@ -57,6 +57,7 @@ class Reason(StrEnum):
     BACKEND_BAD_REPLY = "backend_bad_reply"
     XCLIENT_NOT_OFFERED = "xclient_not_offered"
     XCLIENT_REFUSED = "xclient_refused"
+    CLIENT_FAMILY_REFUSED = "client_family_refused"
     CLIENT_REFUSED = "client_refused"
 
     # Limits.

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from proxyshim.addresses import Address
+from proxyshim.addresses import Address, Endpoint
 from proxyshim.backend.dial import Dial
 from proxyshim.backend.dialogue import BackendDialogue
 from proxyshim.config import Listener
@@ -36,12 +36,14 @@ from proxyshim.smtp.xclient import Names, offers_identity, xclient_command
 # client without a host name.  We match the whole enhanced code, because Dovecot answers an
 # XCLIENT that it does not take with 550 5.7.14.
 _CLIENT_REFUSAL: Final = 554
+_SYNTAX: Final = 501
 _POLICY_REFUSAL: Final = re.compile(rb"550[ -]5\.7\.(?:1|25)(?![0-9])")
 
 # After these failures the MTA waits for a command, so we can send QUIT.
 _AT_A_COMMAND: Final = (
     Reason.XCLIENT_NOT_OFFERED,
     Reason.XCLIENT_REFUSED,
+    Reason.CLIENT_FAMILY_REFUSED,
     Reason.CLIENT_REFUSED,
 )
 
@@ -69,16 +71,21 @@ class Xclient:
             return await _convey(backend, dial, identity, get_names)
         except NamesRefused as error:
             backend.quit()
-            warn("names_refused", error.detail)
+            refused = error.detail
         except BaseException as error:
             _leave(backend, error)
             raise
+        # Another refusal without names would mean that they were not the cause.
         backend = await dial.open()
         try:
-            return await _convey(backend, dial, identity, no_names)
+            relayed = await _convey(backend, dial, identity, no_names)
         except BaseException as error:
             _leave(backend, error)
+            if isinstance(error, ClientRefused):
+                warn("names_refused", refused)
             raise
+        warn("names_refused", refused)
+        return relayed
 
     async def is_up(self, dial: Dial) -> bool:
         """Return True if the backend greets us and offers an XCLIENT that conveys addresses."""
@@ -121,7 +128,7 @@ async def _convey(
     names = await get_names()
     command = xclient_command(parameters, identity.client, identity.destination, names)
     greeting = await backend.command(command)
-    _judge_answer(greeting, names)
+    _judge_answer(greeting, identity.client, names)
     return Relayed(
         backend.stream, greeting, backend.take_rest(), b"STARTTLS" in offered
     )
@@ -137,7 +144,7 @@ async def say_hello(backend: BackendDialogue, ehlo_name: str) -> Mapping[bytes, 
     return read_extensions(reply)
 
 
-def _judge_answer(reply: Reply, names: Names) -> None:
+def _judge_answer(reply: Reply, client: Endpoint | None, names: Names) -> None:
     """Distinguish the MTA's verdict on the client from a refusal of XCLIENT itself."""
     if reply.code == 220:
         return
@@ -147,5 +154,12 @@ def _judge_answer(reply: Reply, names: Names) -> None:
         or _POLICY_REFUSAL.match(reply.raw)
     ):
         raise ClientRefused(reply)
-    refusal = NamesRefused if reply.code == 501 and names.are_from_dns else BackendError
-    raise refusal(Reason.XCLIENT_REFUSED, f"XCLIENT was answered: {reply.excerpt()}")
+    detail = f"XCLIENT was answered: {reply.excerpt()}"
+    if reply.code == _SYNTAX and names.are_from_dns:
+        raise NamesRefused(Reason.XCLIENT_REFUSED, detail)
+    if reply.code == _SYNTAX and client is not None and client.address.version == 6:
+        # Our syntax is right, so a server that never takes IPv6 is the likely cause.
+        raise BackendError(
+            Reason.CLIENT_FAMILY_REFUSED, f"takes no IPv6 client; {detail}"
+        )
+    raise BackendError(Reason.XCLIENT_REFUSED, detail)

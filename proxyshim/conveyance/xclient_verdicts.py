@@ -210,7 +210,7 @@ class _Judge:
         answer = self._answers.to_clients.get(STRANGER_V6)
         if not isinstance(answer, BackendError):
             return
-        if answer.reason is Reason.XCLIENT_REFUSED:
+        if answer.reason in (Reason.XCLIENT_REFUSED, Reason.CLIENT_FAMILY_REFUSED):
             yield self._subject.warning(
                 f"does not take IPv6 addresses in XCLIENT ({answer.detail}): IPv6 clients"
                 " would get a 421; with Postfix, set inet_protocols = all"

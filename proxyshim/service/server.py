@@ -19,7 +19,7 @@ from proxyshim.backend.dialogue import LastReply
 from proxyshim.config import Config
 from proxyshim.conveyance import BY_NAME
 from proxyshim.dns.system import System
-from proxyshim.errors import ConfigError, Reason
+from proxyshim.errors import ConfigError
 from proxyshim.limits import Shares
 from proxyshim.metrics import HEARTBEAT_S, Metrics
 from proxyshim.names import Resolver, ResolverSettings
@@ -313,9 +313,15 @@ def _resolver_settings(config: Config) -> ResolverSettings:
     return ResolverSettings(dns.nameservers, dns.max_cached, dns.max_in_flight)
 
 
+# Of a few events, such as names_refused, the throttle knows the name instead: they are warnings.
+_INFORMATIVE: Final = frozenset(
+    reason for reason, ending in ENDINGS.items() if ending.level == "info"
+)
+
+
 def _log_suppressed(log: Any, counts: Iterable[Suppressed]) -> None:
     for each in counts:
-        if ENDINGS[Reason(each.reason)].level == "info":
+        if each.reason in _INFORMATIVE:
             log.info("events_suppressed", **asdict(each))
         else:
             log.warning("events_suppressed", **asdict(each))

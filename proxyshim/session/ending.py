@@ -128,6 +128,16 @@ ENDINGS: Final[Mapping[Reason, Ending]] = MappingProxyType(
         Reason.BACKEND_BAD_REPLY: _backend(),
         Reason.XCLIENT_NOT_OFFERED: _backend(),
         Reason.XCLIENT_REFUSED: _backend(),
+        # An operator has to act, but the clients of the other IP version are served: the backend is
+        # not failing, and nobody is called at night.
+        Reason.CLIENT_FAMILY_REFUSED: Ending(
+            Outcome.BACKEND_FAILED,
+            replies.BACKEND_UNAVAILABLE,
+            "backend_failed",
+            hint="the mail server takes no clients of this IP version: with Postfix, set"
+            " inet_protocols = all. See docs/runbook.md",
+            is_refusal=True,
+        ),
         Reason.CLIENT_REFUSED: Ending(Outcome.CLIENT_REFUSED),
         # Limits.  The first two refuse a connection before it is a session.
         Reason.TOO_MANY_SESSIONS: _SHED,
@@ -191,7 +201,8 @@ class Reports:
         self._end(record, reason, detail)
         now = time.monotonic()
         if self.throttle.admits(reason, self.listener, now, About.OURSELVES):
-            self.failing.add(reason)
+            if ENDINGS[reason].is_backend_failure:
+                self.failing.add(reason)
             detail = detail or "closed in the middle of a session"
             self._write(record, reason, backend=self.backend, detail=detail)
         return reply_for(reason, record.peer)
@@ -249,8 +260,11 @@ class Reports:
         self._bound(record).info("backend_recovered", backend=self.backend)
 
     def warn(self, record: SessionRecord, event: str, detail: str) -> None:
-        """Warn of something that does not fail the session."""
-        self._bound(record).warning(event, detail=detail)
+        """Warn of something that does not fail the session; once a minute."""
+        if self.throttle.admits(
+            event, self.listener, time.monotonic(), About.OURSELVES
+        ):
+            self._bound(record).warning(event, detail=detail)
 
     def warn_once(self, record: SessionRecord, event: str, hint: str) -> None:
         """Warn of the backend's set-up: once, until a reload."""
