@@ -151,7 +151,7 @@ def _judge_unix_mode(listener: Listener) -> Iterator[Finding]:
 def _judge_listed_networks(
     listener: Listener, entries: tuple[ListEntry, ...]
 ) -> Iterator[Finding]:
-    """Report listed networks: whoever has an address in one is a proxy, and never a client."""
+    """Report listed networks: every host in one is a proxy, never a client."""
     believed = tuple(map(read_network, listener.settings.believed_claims))
     networks = [
         entry

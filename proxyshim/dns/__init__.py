@@ -5,6 +5,6 @@
 - ``system.py``   the two files, read again when they change
 
 dnspython writes the questions, and reads the answers and resolv.conf.  The order in which it does
-that is ours, because an answer is a stranger's input: whoever owns a reverse zone decides what is
+that is ours, because an answer is a stranger's input: the owner of a reverse zone decides what is
 in it.  Nothing is cached here.
 """

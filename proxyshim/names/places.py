@@ -1,6 +1,6 @@
 """The places of lookups in flight, shared out among the networks that the clients are in.
 
-A dead reverse zone keeps its clients' lookups waiting until they time out, so whoever has many
+A dead reverse zone keeps its clients' lookups waiting until they time out, so an attacker with many
 clients in one could take all places.  When all are taken, a new client therefore displaces the
 oldest lookup of the network that has most of them, unless its own network has about as many.  We
 compare networks of three sizes, from wide to narrow, because a zone may be of any of them.  A

@@ -126,7 +126,7 @@ class Connection:
                 self._waiter.wake()
 
     def fail(self, error: Exception) -> None:
-        """Have whoever uses the connection end with *error*, which a callback raised."""
+        """Make the user of the connection end with *error*, which a callback raised."""
         if self.closed:
             return
         self._failure = error
@@ -200,7 +200,7 @@ class Connection:
         if self._readable:
             try:
                 self._pump()
-            except Exception as error:  # noqa: BLE001 - whoever uses the connection reports it
+            except Exception as error:  # noqa: BLE001 - the user of the connection reports it
                 self.reactor.give_back(error, self.fail)
 
     def _pump(self) -> None:

@@ -14,7 +14,7 @@ flushes its pending output (``flush_later``).  So when many sessions are busy, t
 of sending runs many times in a row, and a receiver is woken once for several packets.
 
 An edge comes once, so an owner that an exception interrupts may wait for its next one for ever.
-Therefore whoever raises an exception here gets it back (``fail``), and ends its session.
+Therefore an owner that raises an exception here gets it back (``fail``), and ends its session.
 
 Source: epoll(7), "Level-triggered and edge-triggered".
 """
@@ -184,7 +184,7 @@ class Reactor:
             self.give_back(error, on_failure)
 
     def give_back(self, error: Exception, on_failure: OnFailure) -> None:
-        """Have whoever raised *error* act on it, as often as it takes."""
+        """Make the owner that raised *error* act on it, as often as it takes."""
         if isinstance(error, MemoryError):
             self.memory.note_error()
         try:

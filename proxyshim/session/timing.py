@@ -41,7 +41,7 @@ class TimedEnd(NamedTuple):
     """The decision to end a session now."""
 
     reason: Reason | None  # None: the backend has ended it and does not close
-    reply: bytes  # empty: none of ours, because it could overtake the backend's
+    reply: bytes  # empty if our own could overtake the backend's
     cut_in: str | None = (
         None  # the state of the transaction that a drain cut, for the log
     )

@@ -252,7 +252,7 @@ class Dialogue:
             self.deliver_own(reply)
 
     def deliver_own(self, reply: bytes) -> None:
-        """Deliver our own *reply* now; but nothing of ours follows the backend's last one."""
+        """Deliver our own *reply* now; but none after the backend's last one."""
         if not self.backend_quitting:
             self.to_client.append(reply)
             self.last_code = int(reply[:3])

@@ -329,9 +329,9 @@ class Guard:
     def from_backend(self, data: bytes) -> bool:
         """Read what the backend sent.
 
-        Return True if our own reply comes next and the backend's last one was a 5xx.  Servers hang
-        up after some of these, and nothing of ours may follow then.  So feed b"" a moment later,
-        unless the backend has hung up: our own reply is delivered then.
+        Return True if our own reply comes next and the backend's last one was a 5xx.  Servers
+        hang up after some of these, and none of our own replies may follow then.  So feed b"" a
+        moment later, unless the backend has hung up: our own reply is delivered then.
 
         Raises BackendError if the bytes are not replies.
         """
@@ -373,7 +373,7 @@ class Guard:
         ):
             judgement = Reason.CLIENT_REFUSED
         if judgement is not None and not self.is_opaque:
-            dialogue.owed.clear()  # nothing of ours follows the backend's last word
+            dialogue.owed.clear()  # no reply of our own follows the backend's last one
             dialogue.end(judgement)
         elif dialogue.end_reason is not None or not (is_expected or self.is_opaque):
             self.abandon(Reason.BACKEND_CLOSED, replies.BACKEND_LOST)

@@ -191,7 +191,7 @@ class StrictReader:
         return row.strict
 
     def _may_ask(self, row: Verb) -> bool:
-        """Return True if an EHLO of ours may show that the command need not be refused.
+        """Return True if our own EHLO may show that the command need not be refused.
 
         A client that says HELO, or nothing, never gets the reply that proves that the right is
         gone.  So we ask once, in its name, before its first STARTTLS or AUTH, and never in a

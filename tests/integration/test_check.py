@@ -474,7 +474,7 @@ def test_check_and_run_print_the_same_configuration_error(
 
 
 class NoConveyance:
-    """Opens a session in which the backend sees proxyshim itself, whoever the client is."""
+    """Opens a session in which the backend sees proxyshim itself, for every client."""
 
     needs_names = False
 

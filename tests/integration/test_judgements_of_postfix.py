@@ -1,4 +1,4 @@
-"""A real Postfix refuses a client and hangs up: nothing of ours follows its last word."""
+"""A real Postfix refuses a client and hangs up: no reply of our own follows."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack

@@ -11,7 +11,7 @@ from proxyshim.smtp.guard import Guard, Rules
 from tests.unit.transcripts import STRICT, plays, table
 
 PLACE = {
-    "nothing of ours follows a 221": """
+    "no own reply follows a 221": """
         C> QUIT
         C| XCLIENT
         :: refused xclient_injected
@@ -21,7 +21,7 @@ PLACE = {
         !! the backend closes
         :: awaits-nothing
         """,
-    "nothing of ours follows a 221 later": """
+    "no own reply follows a 221 later": """
         C> QUIT
 
         B< 221 bye
@@ -34,7 +34,7 @@ PLACE = {
         !! drain
         END shutdown
         """,
-    "nothing of ours follows a 421": """
+    "no own reply follows a 421": """
         C> NOOP
         C| XCLIENT
         C| PROXY UNKNOWN
@@ -43,7 +43,7 @@ PLACE = {
         B< 421 4.7.0 too many errors
         END proxy_injected
         """,
-    "nothing of ours follows a 5xx after which the backend hangs up": """
+    "no own reply follows a 5xx after which the backend hangs up": """
         C> MAIL FROM:<>
         C| XCLIENT
         :: refused xclient_injected
@@ -53,7 +53,7 @@ PLACE = {
         !! the backend closes
         END client_refused
         """,
-    "nothing of ours follows a 5xx in place of several replies": """
+    "no own reply follows a 5xx in place of several replies": """
         C> MAIL FROM:<>
         C> RCPT TO:<b@b.example>
 
@@ -62,7 +62,7 @@ PLACE = {
         !! the backend closes
         END client_refused
         """,
-    "nothing of ours follows a 5xx that nobody asked for": """
+    "no own reply follows a 5xx that nobody asked for": """
         B< 521 5.7.1 go away
         END client_refused
         """,

@@ -123,7 +123,9 @@ def test_in_tls_a_final_reply_is_possible_while_the_client_spoke_last() -> None:
     assert relay.ends_at()[0] == FINAL_REPLY_S
 
 
-def test_in_tls_it_is_possible_for_a_minute_whoever_has_spoken_since() -> None:
+def test_in_tls_a_final_reply_is_possible_for_a_minute_after_the_clients_last_octet() -> (
+    None
+):
     relay = Relayed()
     relay.begin_tls()
     relay.client(START, b"a record")

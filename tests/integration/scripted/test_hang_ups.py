@@ -1,4 +1,4 @@
-"""The mail server hangs up: its judgement of the client is no failure, and nothing of ours follows.
+"""The mail server hangs up: its judgement of the client is no failure, and no own reply follows.
 
 A spammer that gets a 521 must not page anybody at night, and must not fill the log.
 """

@@ -1,4 +1,4 @@
-"""The metrics and the agent port: whoever misuses them, mail goes on."""
+"""The metrics and the agent port: mail goes on however they are misused."""
 
 import sys
 import time
