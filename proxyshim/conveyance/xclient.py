@@ -5,6 +5,7 @@ greeting for the client.  A connection whose XCLIENT failed may still have our o
 close it and never use it again.  Source: Postfix XCLIENT_README.
 """
 
+import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -107,8 +108,13 @@ class Xclient:
 
 
 def _leave(backend: BackendDialogue, error: BaseException) -> None:
-    """Close a connection that will not be used, with QUIT where the MTA waits for a command."""
-    if isinstance(error, BackendError) and error.reason in _AT_A_COMMAND:
+    """Close a connection that will not be used, with QUIT where the MTA reads one.
+
+    If the session was cancelled, the MTA has greeted us, and reads the QUIT after its next reply.
+    """
+    if isinstance(error, asyncio.CancelledError) or (
+        isinstance(error, BackendError) and error.reason in _AT_A_COMMAND
+    ):
         backend.quit()
     else:
         backend.stream.close()

@@ -18,7 +18,7 @@ from typing import Final
 
 from proxyshim.addresses import Endpoint, read_socket_address
 from proxyshim.net.fiber import Waiter, get_waiter
-from proxyshim.net.reactor import ENDED, READABLE, URGENT, WRITABLE, Reactor
+from proxyshim.net.reactor import ENDED, READABLE, RESET, URGENT, WRITABLE, Reactor
 
 # Each recv() allocates this many bytes and shrinks the result, so the unused part is free again
 # before the next read.  The C library asks the kernel for each piece above 128 kB, which takes
@@ -36,7 +36,6 @@ class Connection:
 
     __slots__ = (
         "_backlog",
-        "_ended",
         "_failure",
         "_on_backlog",
         "_on_data",
@@ -51,11 +50,14 @@ class Connection:
         "backlog_octets",
         "closed",
         "descriptor",
+        "ended",
         "octets_given",
         "octets_received",
         "octets_sent",
+        "on_end",
         "paused",
         "reactor",
+        "was_reset",
         "write_failed",
     )
 
@@ -85,7 +87,9 @@ class Connection:
         self._outbox = b""  # to be sent at the end of the reactor's turn
         self._failure: Exception | None = None  # raised by our own code in a callback
         self._readable = may_be_readable
-        self._ended = False  # the other end shut down or reset: a read will show which
+        self.ended = False  # the other end shut down or reset: a read will show which
+        self.was_reset = False
+        self.on_end: Callable[[], None] | None = None
         self._urgent = (
             False  # has ever come: a short read does not mean that all was read
         )
@@ -112,7 +116,9 @@ class Connection:
         if events & _UNUSUAL:
             self._readable = True
             if events & ENDED:
-                self._ended = True
+                self.ended = True
+                if events & RESET:
+                    self.was_reset = True
             if events & URGENT:
                 self._urgent = True
         elif events & READABLE:
@@ -148,8 +154,8 @@ class Connection:
         # A short read of a stream has taken all there was (epoll(7)), except its end, and except
         # what follows urgent data.
         if count == 0:
-            self._ended = True
-        self._readable = count == max_octets or self._ended or self._urgent
+            self.ended = True
+        self._readable = count == max_octets or self.ended or self._urgent
         return data
 
     def peek(self, max_octets: int) -> bytes | None:
@@ -207,6 +213,8 @@ class Connection:
         """Pass one read to the callback; the rest waits until the other sockets had their turn."""
         on_data = self._on_data
         if on_data is None or self.paused:
+            if self.ended and self.on_end is not None:
+                self.on_end()
             return
         try:
             data = self.receive_now()
@@ -221,7 +229,7 @@ class Connection:
             self._on_data = None  # the end is reported once
         on_data(data)
         if self._readable and not self.paused:
-            if len(data) < _READ_OCTETS and self._ended:
+            if len(data) < _READ_OCTETS and self.ended:
                 self._pump()  # only the end is left to read, so report it at once
             else:
                 self.resume_reading()
@@ -344,6 +352,7 @@ class Connection:
     def detach(self) -> socket.socket:
         assert self.octets_given == 0
         self.stop_reading()
+        self.on_end = None
         self.closed = True
         self.reactor.release(self.descriptor)
         return self._sock

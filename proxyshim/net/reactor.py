@@ -31,8 +31,10 @@ from proxyshim.net.memory import MemoryWatch
 
 READABLE: Final = select.EPOLLIN
 WRITABLE: Final = select.EPOLLOUT
-# The other end has shut down or reset; reading shows which.
-ENDED: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+# The connection is gone, as after a reset: while our own side is open, nothing else sets these.
+RESET: Final = select.EPOLLHUP | select.EPOLLERR
+# The other end has shut down or reset.
+ENDED: Final = select.EPOLLRDHUP | RESET
 # Urgent data (TCP's out-of-band octet): a read stops in front of it, although more has arrived.
 URGENT: Final = select.EPOLLPRI
 

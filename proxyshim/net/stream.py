@@ -38,6 +38,10 @@ class Stream(Protocol):
     write_failed: bool
     paused: bool  # see ``pause_reading``
     closed: bool
+    ended: bool  # the other end has shut down or reset; there may be more to read before that
+    was_reset: bool  # it was not only its sending side: nobody reads what we send
+    # Called when the other end ends or resets while nobody reads, perhaps more than once.
+    on_end: Callable[[], None] | None
 
     @property
     def descriptor(self) -> int | None:

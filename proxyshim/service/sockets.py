@@ -183,8 +183,8 @@ class SocketSource:
     def _has_covered(self, owner: str, address: Any) -> bool:
         """Return True if a socket of *owner* receives what comes to *address*.
 
-        Raises BindError if one of our own sockets is in the way.  Without this check, listen() would
-        fail, and its error would look as if it might pass.
+        Raises BindError if one of our own sockets is in the way.  Without this check, listen()
+        would fail, and its error would look as if it might pass.
         """
         is_open = [(other, sock) for other, sock in self._own if sock.fileno() >= 0]
         for other, taken in ((other, sock.getsockname()) for other, sock in is_open):

@@ -3,6 +3,7 @@
 - ``session.py``    the phases in order: admit, convey, relay, close
 - ``admission.py``  admit: a PROXY header is required of a listed peer, and forbidden to all others
 - ``trust.py``      is the claimed client believed?
+- ``departure.py``  the client leaves while the backend is being opened
 - ``relay.py``      two byte pumps through one guard, with back pressure
 - ``back_pressure.py``  which side of a relay may be read
 - ``timing.py``     when a relay is too long idle, and when a drain may end it

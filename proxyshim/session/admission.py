@@ -84,6 +84,7 @@ class Admission:
         if found is None:
             data, found = await self._wait_for_header(data)
         header, length = found
+        self._record.header_octets = length
         self.early = data[length:]
         return header
 

@@ -29,7 +29,9 @@ class Outcome(StrEnum):
 
     COMPLETED = "completed"  # the backend or the client ended it in the ordinary way
     CHECKED = "checked"  # a health check and nothing else
-    PROBED = "probed"  # the peer disconnected without sending any SMTP command
+    PROBED = (
+        "probed"  # the peer disconnected without sending anything but a PROXY header
+    )
     REFUSED = "refused"  # we refused what the peer did
     CLIENT_REFUSED = "client_refused"  # the MTA refused this client
     BACKEND_FAILED = "backend_failed"
@@ -53,6 +55,7 @@ class SessionRecord:
         "detail",
         "guard",
         "header",
+        "header_octets",
         "identity",
         "is_quiet",
         "listener",
@@ -72,6 +75,7 @@ class SessionRecord:
         self.listener = listener
         self.peer = peer
         self.header: ProxyHeader | None = None
+        self.header_octets = 0
         self.identity: Identity | None = None
         self.phase = Phase.ADMIT
         self.outcome = Outcome.FAILED
@@ -103,6 +107,10 @@ class SessionRecord:
         if self.identity is None or self.identity.check_only is not None:
             return None
         return self.identity.client
+
+    def is_client_silent(self, client: Stream) -> bool:
+        """Return True if nothing was read after the PROXY header."""
+        return client.octets_received == self.header_octets
 
     def bindings(self) -> dict[str, Any]:
         """Return what each log line of the session has."""

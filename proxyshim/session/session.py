@@ -24,6 +24,7 @@ from proxyshim.net.closing import close_gently, close_in_background
 from proxyshim.net.fiber import Fiber
 from proxyshim.net.stream import Stream
 from proxyshim.session.admission import Admission, PeerLeft
+from proxyshim.session.departure import ClientLeft, DepartureWatch
 from proxyshim.session.record import Outcome, Phase, SessionRecord
 from proxyshim.session.relay import End, Relay
 from proxyshim.session.shared import Shared
@@ -185,6 +186,10 @@ class Session:
             return error.reply.raw
         except BackendError as error:
             return reports.backend_failed(record, error.reason, error.detail)
+        except ClientLeft:
+            is_check = record.is_check
+            record.outcome = Outcome.CHECKED if is_check else Outcome.CLIENT_LOST
+            return b""
         except asyncio.CancelledError:
             if not self._draining:
                 raise
@@ -213,14 +218,16 @@ class Session:
 
     async def _convey(self, identity: Identity) -> Relayed | HandedOff:
         shared = self._shared
+        assert self._fiber is not None
         try:
-            return await shared.conveyance.open(
-                self._client,
-                shared.dial,
-                identity,
-                self._look_up_names(identity),
-                self._warn,
-            )
+            with DepartureWatch(self._client, self._record, self._fiber.interrupt):
+                return await shared.conveyance.open(
+                    self._client,
+                    shared.dial,
+                    identity,
+                    self._look_up_names(identity),
+                    self._warn,
+                )
         except BackendError:
             # An unlisted peer that has sent a PROXY header gets that refusal, not a backend error.
             assert self._admission is not None
@@ -305,6 +312,10 @@ class Session:
             reports.relay_ended(record, guard.end_reason, detail)
         elif record.is_check:
             record.outcome = Outcome.CHECKED
+        elif record.is_client_silent(self._client) and (
+            self._client.ended or end is End.CLIENT_LOST
+        ):
+            record.outcome = Outcome.PROBED
         elif end is End.CLIENT_LOST:
             record.outcome = Outcome.CLIENT_LOST
         else:

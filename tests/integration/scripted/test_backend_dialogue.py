@@ -144,7 +144,7 @@ def test_a_backend_connection_that_is_no_longer_needed_is_ended_with_quit(
     mta.send(b"221 2.0.0 bye\r\n")  # the shim reads this, so it sends no reset
     assert mta.rest() == b""
     mta.close()
-    assert rig.story()["outcome"] == "probed"
+    assert rig.story()["outcome"] == "client_lost"
 
 
 # Kinds of backend addresses.
