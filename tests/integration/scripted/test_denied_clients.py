@@ -129,6 +129,19 @@ def test_a_denied_client_takes_no_share(denying: Denying) -> None:
         client.expect(denied_reply(CLIENT))
 
 
+def test_denied_clients_use_up_no_rate(denying: Denying) -> None:
+    limits = (
+        "[limits]\nconnections_per_s = 0.001\nconnections_per_client_per_s = 0.001\n"
+    )
+    rig = denying(f"{STRANGER}\n{CLIENT}\n", extra=limits)
+    for _ in range(3):
+        assert is_denied(rig)
+        client = rig.connect(LISTED)
+        client.send(v1())
+        assert client.last_words() == denied_reply(CLIENT)
+    rig.pair(source="127.0.0.4")
+
+
 # A file that changes.
 
 
