@@ -264,12 +264,12 @@ class Limiter:
         metrics: Metrics,
         throttle: Throttle,
         log: Any,
-        is_listed: Callable[[str, Endpoint | None], bool] = _is_on_unix_socket,
+        counts_itself: Callable[[str, Endpoint | None], bool] = _is_on_unix_socket,
     ) -> None:
         """Admit nothing before ``adopt``; *sessions* are those that are open.
 
-        *is_listed* returns True if a peer of a listener is a proxy.  Its session counts the
-        connection, because the client is known only after the PROXY header.
+        *counts_itself* returns True if the session of a listener's peer counts the connection, as a
+        proxy's does, because the client is known only after the PROXY header.
         """
         self._start_session = start_session
         self._open_connection = open_connection
@@ -277,7 +277,7 @@ class Limiter:
         self._metrics = metrics
         self._throttle = throttle
         self._log = log
-        self._is_listed = is_listed
+        self._counts_itself = counts_itself
         self._max_sessions = 0
         self.rates = ConnectionRates()
         self._lingering: set[asyncio.Task[None]] = set()
@@ -308,10 +308,10 @@ class Limiter:
         _reply_and_close(sock)
 
     def _is_too_fast(self, listener: str, peer: Endpoint | None) -> bool:
-        """Count a connection of a peer that is not listed; return True if it is over a rate."""
-        if not self.rates.are_limited or self._is_listed(listener, peer):
+        """Count a connection of a direct client; return True if it is over a rate."""
+        if not self.rates.are_limited or self._counts_itself(listener, peer):
             return False
-        assert peer is not None  # a peer on a unix socket is listed
+        assert peer is not None  # on a unix socket the session counts
         client = client_key(peer.address)
         now = time.monotonic()
         try:

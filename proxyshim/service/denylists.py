@@ -56,6 +56,10 @@ class Denylists:
         name, denylist = listener.settings.name, listener.denylist
         watch = self._watches.setdefault(name, _Watch())
         watch.seen, watch.complaint = denylist, None
+        if watch.task is not None:
+            # It may wait for the file system of the old file.
+            watch.task.cancel()
+            watch.task = None
         watch.denied.networks = denylist.networks if denylist else Networks()
         self._metrics.note_denylist(name, len(watch.denied.networks))
         return watch.denied

@@ -85,7 +85,7 @@ class Server:
             self.metrics,
             self._throttle,
             self._log,
-            lambda name, peer: self._shared[name].is_listed(peer),
+            lambda name, peer: self._shared[name].counts_itself(peer),
         )
         self._smtp_acceptor = Acceptor(
             self._limiter.admit,

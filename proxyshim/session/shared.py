@@ -36,3 +36,12 @@ class Shared:
     def is_listed(self, peer: Endpoint | None) -> bool:
         """Return True if *peer* is a proxy; on a unix socket the file's mode has decided it."""
         return peer is None or self.listener.allowlist.is_listed(peer.address)
+
+    def counts_itself(self, peer: Endpoint | None) -> bool:
+        """Return True if the session decides for whom a connection of *peer* counts.
+
+        A proxy's client is not known at accept, and a denied client counts for nobody.
+        """
+        return (
+            peer is None or self.is_listed(peer) or peer.address in self.denied.networks
+        )

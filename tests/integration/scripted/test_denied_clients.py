@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from proxyshim.config.denylist import Signature, signature_of
 from proxyshim.config.files import read_text
 from proxyshim.errors import ConfigError
 from tests.integration.scripted.conftest import OpenRig
 from tests.integration.scripted.headers import CLIENT, CLIENT6, LOCAL_CHECK, v1, v2
 from tests.integration.scripted.shim import LISTED, STRANGER, Rig
+from tests.integration.scripted.wire import LIMIT_S
 
 Denying = Callable[..., Rig]
 
@@ -127,6 +129,19 @@ def test_a_denied_client_takes_no_share(denying: Denying) -> None:
         client.expect(denied_reply(CLIENT))
 
 
+def test_denied_clients_use_up_no_rate(denying: Denying) -> None:
+    limits = (
+        "[limits]\nconnections_per_s = 0.001\nconnections_per_client_per_s = 0.001\n"
+    )
+    rig = denying(f"{STRANGER}\n{CLIENT}\n", extra=limits)
+    for _ in range(3):
+        assert is_denied(rig)
+        client = rig.connect(LISTED)
+        client.send(v1())
+        assert client.last_words() == denied_reply(CLIENT)
+    rig.pair(source="127.0.0.4")
+
+
 # A file that changes.
 
 
@@ -214,6 +229,31 @@ def test_a_reload_reads_the_file_and_may_name_another(denying: Denying) -> None:
     rig.shim.reload()
     rig.pair()
     assert rig.shim.server.metrics._denylists == {"mx": 0}
+
+
+def test_a_file_system_that_hangs_does_not_hold_up_another_file(
+    denying: Denying, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = denying("\n")
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def look(path: Path) -> Signature:
+        if path.name == "denied":
+            hangs.set()
+            goes_on.wait(LIMIT_S)
+        return signature_of(path)
+
+    monkeypatch.setattr("proxyshim.service.denylists.signature_of", look)
+    assert hangs.wait(LIMIT_S)
+    rig.pair()  # sessions do not notice
+    other = rig.directory / "other"
+    other.write_text("\n")
+    text = rig.shim.config.read_text()
+    rig.shim.config.write_text(text.replace('"denied"', '"other"'))
+    rig.shim.reload()
+    other.write_text(f"{STRANGER}\n")
+    rig.events.wait("denylist_read", entries=1)
+    goes_on.set()
 
 
 @pytest.mark.parametrize("broken", ["", "127.0.0.3", "spammer\n"])
