@@ -230,8 +230,10 @@ class Session:
                 )
         except BackendError:
             # An unlisted peer that has sent a PROXY header gets that refusal, not a backend error.
+            # One whose first octets were no header may wait for our reply, its own side shut down.
             assert self._admission is not None
-            self._admission.check_first_octets()
+            if self._admission.is_undecided:
+                self._admission.check_first_octets()
             raise
 
     def _look_up_names(self, identity: Identity) -> GetNames:

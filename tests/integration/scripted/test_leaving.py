@@ -231,3 +231,17 @@ def test_a_client_on_a_unix_socket_that_leaves_ends_the_session(
     client.close()
     assert mta.rest() == b""
     assert rig.story()["outcome"] == "client_lost"
+
+
+@peers
+def test_a_half_closed_client_reads_that_the_backend_failed(
+    rig: Rig, source: str, header: bytes
+) -> None:
+    with rig.shim.held():
+        client = rig.connect(source)
+        client.send(header + EARLY)
+        client.finish()
+    mta = rig.accept()
+    mta.send(b"554 5.3.2 mx.test not now\r\n")
+    assert client.rest().startswith(b"421 4.3.0 ")
+    assert rig.story()["outcome"] == "backend_failed"
