@@ -56,6 +56,7 @@ DIFFERENCES: Final = {
 # Differences that have their own tests below.
 TESTED_BELOW: Final = {
     "After a refusal at connect",
+    "Clients that never send EHLO",
     "Commands that come too early",
     "Names that are numbers",
     "The address that the client connected to",
