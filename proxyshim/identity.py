@@ -13,8 +13,11 @@ class Identity:
     We convey *client* to the backend.  It is None for a peer without an address, on a unix
     socket.  If *check_only* is set, *client* is the proxy itself and only a health check may
     follow; the reason states what is wrong with the header.
+
+    *tlvs* are the types and values of the TLVs in the header that named the client, in their order.
     """
 
     client: Endpoint | None
     destination: Endpoint | None
     check_only: Reason | None = None
+    tlvs: tuple[tuple[int, bytes], ...] = ()

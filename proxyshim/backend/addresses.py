@@ -142,11 +142,17 @@ class BackendAddresses:
         """Wait until the name was resolved, or could not be."""
         await self._settled.wait()
 
-    def in_order(self) -> Iterator[BackendAddress]:
-        """Yield the addresses in the order in which to try them: failing ones last."""
+    def in_order(
+        self, fits: Callable[[BackendAddress], bool] = lambda _: True
+    ) -> Iterator[BackendAddress]:
+        """Yield the addresses that *fits* accepts, in the order in which to try them.
+
+        Failing ones come last.
+        """
         now = self._clock()
-        avoided = [each for each in self.current if each.is_avoided(now)]
-        for each in self.current:
+        fitting = [each for each in self.current if fits(each)]
+        avoided = [each for each in fitting if each.is_avoided(now)]
+        for each in fitting:
             if each not in avoided:
                 each.begin_test(now)
                 yield each

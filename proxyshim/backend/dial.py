@@ -1,14 +1,14 @@
 """Reaching the backend: which of its addresses to try, and for how long.
 
 One that refuses, is silent, or greets with other than 220 gives way to the next, and later sessions
-then try it last for a while (``addresses.py``).
+then try it last for a while (``addresses.py``).  An ``Approach`` decides how to reach one address.
 """
 
 import os
 import socket
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from proxyshim.addresses import SocketName
 from proxyshim.backend.addresses import BackendAddress, BackendAddresses
@@ -20,9 +20,14 @@ from proxyshim.net.connect import connect_tcp, connect_unix
 from proxyshim.net.fiber import run_in_task
 from proxyshim.net.reactor import Reactor
 from proxyshim.net.stream import Stream
+from proxyshim.smtp.replies import Reply
 
 _GREETS: Final = 220
-_OUR_SHORTAGES: Final = (Reason.OUT_OF_DESCRIPTORS, Reason.OUT_OF_RESOURCES)
+_NO_FAULT_OF_THE_ADDRESS: Final = (
+    Reason.OUT_OF_DESCRIPTORS,
+    Reason.OUT_OF_RESOURCES,
+    Reason.CLIENT_REFUSED,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,55 @@ class BackendLimits:
         return cls(
             listener.ehlo_name, settings.connect_timeout_s, settings.reply_timeout_s
         )
+
+
+class Approach(Protocol):
+    """How a connection to one address of the backend is made."""
+
+    def fits(self, address: BackendAddress) -> bool:
+        """Return True if sessions can use *address* at all."""
+
+    def prepare(self, address: BackendAddress) -> Awaitable[None] | None:
+        """Return what has to be done before *address* is used; it has its own time limit.
+
+        It raises BackendError if *address* must not be used.  None means that it is ready.
+        """
+
+    def connect(self, reactor: Reactor, address: BackendAddress) -> Awaitable[Stream]:
+        """Connect, and send what has to come first.  Raises OSError, or BackendError."""
+
+    def judge_greeting(self, greeting: Reply) -> None:
+        """Raise BackendError unless *greeting* is one after which a session can begin.
+
+        With the reason CLIENT_REFUSED it is about the client, so no other address is tried.
+        """
+
+
+class PlainApproach:
+    """A connection as any client makes it."""
+
+    def fits(self, address: BackendAddress) -> bool:
+        """Return True: every address fits."""
+        return True
+
+    def prepare(self, address: BackendAddress) -> None:
+        """Do nothing."""
+
+    def connect(self, reactor: Reactor, address: BackendAddress) -> Awaitable[Stream]:
+        """Connect to *address*.  Raises OSError."""
+        if address.family == socket.AF_UNIX:
+            return connect_unix(reactor, str(address.socket_address))
+        return connect_tcp(reactor, address.family, address.socket_address)
+
+    def judge_greeting(self, greeting: Reply) -> None:
+        """Raise BackendError unless it is 220: we are the only client that the backend sees."""
+        if greeting.code != _GREETS:
+            raise BackendError(
+                Reason.BACKEND_GREETING, f"greeted with: {greeting.excerpt()}"
+            )
+
+
+PLAIN: Final[Approach] = PlainApproach()
 
 
 class Dial:
@@ -70,18 +124,18 @@ class Dial:
 
     # These two return a coroutine instead of being one: each frame costs at every resume.
 
-    def connect(self) -> Awaitable[BackendDialogue]:
+    def connect(self, approach: Approach = PLAIN) -> Awaitable[BackendDialogue]:
         """Connect to the first address that takes a connection.  Raises BackendError."""
-        return self._try_each(greeted=False)
+        return self._try_each(approach, greeted=False)
 
-    def open(self) -> Awaitable[BackendDialogue]:
-        """Connect to the first address that greets with 220; take that greeting.
+    def open(self, approach: Approach = PLAIN) -> Awaitable[BackendDialogue]:
+        """Connect to the first address that greets with 220, and keep that greeting.
 
         Raises BackendError.
         """
-        return self._try_each(greeted=True)
+        return self._try_each(approach, greeted=True)
 
-    async def _try_each(self, *, greeted: bool) -> BackendDialogue:
+    async def _try_each(self, approach: Approach, *, greeted: bool) -> BackendDialogue:
         """Try the addresses in turn.  Each gets an equal share of the time that is left.
 
         So a dead one leaves some for the next.  One that has to greet gets as long as it may take
@@ -91,27 +145,31 @@ class Dial:
         if not addresses.current:
             await self._wait_resolved()
         left_s = limits.connect_timeout_s
-        number = len(addresses.current)
+        number = sum(map(approach.fits, addresses.current))
+        if not number:
+            raise self._unreachable("it has no address that fits this client")
         patience_s = min(left_s, limits.reply_timeout_s / number)
         # Not the error itself: with its traceback it would refer to this frame.
         kind: type[BackendError] = BackendError
         reason, detail = Reason.BACKEND_UNREACHABLE, ""
-        for address in addresses.in_order():
-            share_s, began = max(left_s, 0.0) / number, reactor.time()
-            number -= 1
+        for address in addresses.in_order(approach.fits):
             try:
+                if (preparation := approach.prepare(address)) is not None:
+                    await preparation
+                share_s, began = max(left_s, 0.0) / number, reactor.time()
+                number -= 1
                 try:
-                    stream = await self._connect_to(address, share_s)
+                    stream = await self._connect_to(address, approach, share_s)
                 finally:
                     left_s -= reactor.time() - began
                 dialogue = BackendDialogue(
-                    stream, limits.reply_timeout_s, self.last_reply
+                    stream, limits.reply_timeout_s, self.last_reply, address
                 )
                 if greeted:
                     wait_s = patience_s if number else limits.reply_timeout_s
-                    await _take_greeting(dialogue, wait_s)
+                    await _take_greeting(dialogue, approach, wait_s)
             except BackendError as error:
-                if error.reason in _OUR_SHORTAGES:  # not the backend's fault
+                if error.reason in _NO_FAULT_OF_THE_ADDRESS:
                     raise
                 addresses.note_failure(address, error.detail)
                 reason, detail = error.reason, error.detail
@@ -123,15 +181,13 @@ class Dial:
                 return dialogue
         raise kind(reason, detail)
 
-    async def _connect_to(self, address: BackendAddress, limit_s: float) -> Stream:
+    async def _connect_to(
+        self, address: BackendAddress, approach: Approach, limit_s: float
+    ) -> Stream:
         reactor = self._reactor
         try:
             with reactor.limit(limit_s):
-                if address.family == socket.AF_UNIX:
-                    return await connect_unix(reactor, self.name.path)
-                return await connect_tcp(
-                    reactor, address.family, address.socket_address
-                )
+                return await approach.connect(reactor, address)
         except TimeoutError:
             failure = f"no connection within {limit_s:.3g} s"
             raise self._unreachable(failure, BackendTimeout) from None
@@ -161,13 +217,12 @@ class Dial:
         return kind(Reason.BACKEND_UNREACHABLE, f"{self.name}: {failure}")
 
 
-async def _take_greeting(dialogue: BackendDialogue, limit_s: float) -> None:
+async def _take_greeting(
+    dialogue: BackendDialogue, approach: Approach, limit_s: float
+) -> None:
     try:
-        greeting = await dialogue.greeting(limit_s)
-        if greeting.code != _GREETS:
-            raise BackendError(
-                Reason.BACKEND_GREETING, f"greeted with: {greeting.excerpt()}"
-            )
+        dialogue.greeted_with = greeting = await dialogue.greeting(limit_s)
+        approach.judge_greeting(greeting)
     except BaseException:
         dialogue.stream.close()
         raise

@@ -5,6 +5,7 @@ Source: RFC 5321, 4.2 (replies).
 
 from collections.abc import Awaitable
 
+from proxyshim.backend.addresses import BackendAddress
 from proxyshim.errors import BackendError, BackendTimeout, Reason
 from proxyshim.net.closing import close_in_background
 from proxyshim.net.stream import Stream
@@ -24,13 +25,29 @@ class LastReply:
 class BackendDialogue:
     """A connection to the backend on which replies are read one at a time."""
 
-    __slots__ = ("_parser", "_reply_timeout_s", "last_reply", "stream")
+    __slots__ = (
+        "_parser",
+        "_reply_timeout_s",
+        "address",
+        "greeted_with",
+        "last_reply",
+        "stream",
+    )
 
     def __init__(
-        self, stream: Stream, reply_timeout_s: float, last_reply: LastReply
+        self,
+        stream: Stream,
+        reply_timeout_s: float,
+        last_reply: LastReply,
+        address: BackendAddress | None = None,
     ) -> None:
-        """Take over a new connection; note in *last_reply* when the backend replies."""
+        """Take over a new connection; note in *last_reply* when the backend replies.
+
+        *address* is the backend's, with what we remember of it.
+        """
         self.stream = stream
+        self.greeted_with: Reply | None = None
+        self.address = address
         self.last_reply = last_reply
         self._reply_timeout_s = reply_timeout_s
         self._parser = ReplyParser()

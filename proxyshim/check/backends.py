@@ -19,7 +19,7 @@ from proxyshim.backend.dial import BackendLimits, Dial
 from proxyshim.backend.lookup import SystemLookup
 from proxyshim.check.setup import is_loopback, takes_claims
 from proxyshim.config import Config, Listener
-from proxyshim.conveyance import BY_NAME
+from proxyshim.conveyance import conveyance_of
 from proxyshim.conveyance.contract import STRANGER, STRANGER_V6, Conveyance
 from proxyshim.dns.system import System
 from proxyshim.errors import BackendError
@@ -71,21 +71,21 @@ class Backend:
 
 async def find_backends(config: Config, reactor: Reactor) -> list[Backend]:
     """Return each backend once for each set of limits and each conveyance that listeners use."""
-    shared: dict[tuple[SocketName, BackendLimits, str], list[Listener]] = {}
+    shared: dict[tuple[SocketName, BackendLimits, Conveyance], list[Listener]] = {}
     for listener in config.listeners:
         limits = BackendLimits.from_listener(listener)
-        key = (listener.backend, limits, listener.settings.convey)
+        key = (listener.backend, limits, conveyance_of(listener))
         shared.setdefault(key, []).append(listener)
     backends = []
     lookup = SystemLookup(System())
-    for (name, limits, convey), listeners in shared.items():
+    for (name, limits, conveyance), listeners in shared.items():
         addresses = BackendAddresses(name, lookup)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limits.connect_timeout_s):
                 await addresses.refresh()
         dial = Dial(reactor, addresses, limits)
         claims = _find_claims(addresses, listeners)
-        backends.append(Backend(dial, BY_NAME[convey], tuple(listeners), claims))
+        backends.append(Backend(dial, conveyance, tuple(listeners), claims))
     return backends
 
 

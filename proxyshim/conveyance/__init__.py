@@ -4,18 +4,27 @@
 - ``xclient.py``            XCLIENT
 - ``xclient_questions.py``  what ``proxyshim check`` asks a backend about XCLIENT
 - ``xclient_verdicts.py``   what the answers mean
+- ``judgement.py``          the MTA's judgement of a client, in place of the greeting
 - ``asking.py``             asks a backend in the name of clients, for all conveyances
 
 To add one, write a module that follows ``contract.py``, give it a row here, and add its name to
 the values of ``convey`` in the configuration.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
+from proxyshim.config import Listener
 from proxyshim.conveyance.contract import Conveyance
 from proxyshim.conveyance.xclient import Xclient
 
-# By the value of a listener's ``convey``.
-BY_NAME: Final[Mapping[str, Conveyance]] = MappingProxyType({"xclient": Xclient()})
+# How to make each one, by the value of a listener's ``convey``.
+BY_NAME: Final[Mapping[str, Callable[[Listener], Conveyance]]] = MappingProxyType(
+    {"xclient": Xclient}
+)
+
+
+def conveyance_of(listener: Listener) -> Conveyance:
+    """Return the conveyance that a *listener* is configured to use."""
+    return BY_NAME[listener.settings.convey](listener)

@@ -27,6 +27,7 @@ it.  For whom a backend relays does not depend on the conveyance, so check asks 
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from ipaddress import ip_address
 from typing import Final, Protocol
 
@@ -54,14 +55,26 @@ def no_warning(event: str, detail: str) -> None:
     """Discard the warning."""
 
 
+class Need(Enum):
+    """What a conveyance needs from this host: the systemd unit must permit it."""
+
+    ANY_SOURCE = auto()  # to bind to addresses of other hosts: CAP_NET_RAW, and routes
+    UNIX_SOCKET = auto()  # a unix socket as the backend
+
+
 @dataclass(frozen=True, slots=True)
 class Relayed:
-    """A connection on which the backend runs as the client: the session goes on as a relay."""
+    """A connection on which the backend runs as the client: the session goes on as a relay.
+
+    If it is not *is_proven*, the backend may have ignored what names the client, and its answer to
+    the next command shows whether it has; the guard lets nothing else pass before.
+    """
 
     stream: Stream
     greeting: Reply  # for the client
-    early: bytes  # what the backend sent after its greeting
-    starttls_offered: bool  # to us; what it offers the client may differ
+    early: bytes = b""  # what the backend sent after its greeting
+    starttls_offered: bool = False  # to us; what it offers the client may differ
+    is_proven: bool = True
 
     @property
     def local_port(self) -> int | None:
@@ -102,11 +115,28 @@ class Examined:
 
 
 class Conveyance(Protocol):
-    """Makes the backend see the client.  Never returns a session without an identity."""
+    """Makes the backend see the client.  Never returns a session without an identity.
+
+    It is made for a listener, whose settings it may use, and it compares equal to one that
+    conveys in the same way.  It keeps no state: what it learns about a backend belongs into the
+    record of that backend's address (``backend/addresses.py``).
+    """
 
     @property
     def needs_names(self) -> bool:
         """True if it sends the client's host names to the backend."""
+
+    @property
+    def leaves_right(self) -> bool:
+        """True if the backend may obey us more than the client: the guard then begins strict.
+
+        If False, the backend judges the client by its own address and takes no second word from
+        us, so the guard only follows.
+        """
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What it needs from this host."""
 
     async def open(
         self,

@@ -6,7 +6,6 @@ close it and never use it again.  Source: Postfix XCLIENT_README.
 """
 
 import asyncio
-import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -18,10 +17,12 @@ from proxyshim.conveyance.contract import (
     ClientRefused,
     Examined,
     GetNames,
+    Need,
     Relayed,
     Warn,
     no_names,
 )
+from proxyshim.conveyance.judgement import is_judgement
 from proxyshim.conveyance.xclient_questions import ask
 from proxyshim.conveyance.xclient_verdicts import judge
 from proxyshim.errors import BackendError, Reason
@@ -32,13 +33,7 @@ from proxyshim.smtp.extensions import read_extensions
 from proxyshim.smtp.replies import Reply
 from proxyshim.smtp.xclient import Names, offers_identity, xclient_command
 
-# These replies are the MTA's verdict on the client; any other 5yz is about the XCLIENT command
-# itself.  In 550, X.7.1 is an access map's or another policy's, and X.7.25 (RFC 7372) is about a
-# client without a host name.  We match the whole enhanced code, because Dovecot answers an
-# XCLIENT that it does not take with 550 5.7.14.
-_CLIENT_REFUSAL: Final = 554
 _SYNTAX: Final = 501
-_POLICY_REFUSAL: Final = re.compile(rb"550[ -]5\.7\.(?:1|25)(?![0-9])")
 
 # After these failures the MTA waits for a command, so we can send QUIT.
 _AT_A_COMMAND: Final = (
@@ -57,6 +52,19 @@ class Xclient:
     """The conveyance ``convey = "xclient"``."""
 
     needs_names = True
+    leaves_right = True
+    needs: frozenset[Need] = frozenset()
+
+    def __init__(self, listener: Listener) -> None:
+        """Take nothing from the *listener*'s settings: the Dial has all that we need."""
+
+    def __eq__(self, other: object) -> bool:
+        """Return True for every other one."""
+        return isinstance(other, Xclient)
+
+    def __hash__(self) -> int:
+        """Return the same for all."""
+        return hash(Xclient)
 
     async def open(
         self,
@@ -154,11 +162,7 @@ def _judge_answer(reply: Reply, client: Endpoint | None, names: Names) -> None:
     """Distinguish the MTA's verdict on the client from a refusal of XCLIENT itself."""
     if reply.code == 220:
         return
-    if (
-        400 <= reply.code <= 499
-        or reply.code == _CLIENT_REFUSAL
-        or _POLICY_REFUSAL.match(reply.raw)
-    ):
+    if is_judgement(reply):
         raise ClientRefused(reply)
     detail = f"XCLIENT was answered: {reply.excerpt()}"
     if reply.code == _SYNTAX and names.are_from_dns:

@@ -17,7 +17,7 @@ from proxyshim.addresses import Endpoint, SocketName
 from proxyshim.backend.dial import BackendLimits, Dial
 from proxyshim.backend.dialogue import LastReply
 from proxyshim.config import Config
-from proxyshim.conveyance import BY_NAME
+from proxyshim.conveyance import conveyance_of
 from proxyshim.dns.system import System
 from proxyshim.errors import ConfigError
 from proxyshim.limits import Shares
@@ -167,7 +167,7 @@ class Server:
                     BackendLimits.from_listener(listener),
                     self._last_replies.setdefault(listener.backend, LastReply()),
                 ),
-                BY_NAME[listener.settings.convey],
+                conveyance_of(listener),
                 Reports(name, str(listener.backend), self.metrics, self._throttle),
                 self._resolver if listener.settings.resolve else None,
                 self._shares,

@@ -119,7 +119,7 @@ def identify_claim(
         return Identity(proxy, find_local(), Reason.NO_CLIENT_ADDRESS)
     if not believes(claimed.address, proxy):
         return Identity(proxy, find_local(), Reason.CLAIM_NOT_BELIEVED)
-    return Identity(claimed, header.destination)
+    return Identity(claimed, header.destination, tlvs=header.tlvs)
 
 
 # First octets of IPv4 addresses.  0.0.0.0/8 is "this network" (RFC 791, 3.2).

@@ -27,7 +27,13 @@ from proxyshim.backend.dial import Dial
 from proxyshim.cli import main
 from proxyshim.config import Listener
 from proxyshim.conveyance import asking
-from proxyshim.conveyance.contract import Examined, GetNames, Relayed, Warn
+from proxyshim.conveyance.contract import (
+    Examined,
+    GetNames,
+    Need,
+    Relayed,
+    Warn,
+)
 from proxyshim.findings import Subject
 from proxyshim.identity import Identity
 from proxyshim.net.stream import Stream
@@ -477,6 +483,8 @@ class NoConveyance:
     """Opens a session in which the backend sees proxyshim itself, for every client."""
 
     needs_names = False
+    leaves_right = False
+    needs: frozenset[Need] = frozenset()
 
     def __init__(self, *, works: bool) -> None:
         """Find that sessions can run, or that they cannot."""
@@ -491,7 +499,7 @@ class NoConveyance:
         warn: Warn,
     ) -> Relayed:
         backend = await dial.connect()
-        return Relayed(backend.stream, await backend.greeting(), b"", False)
+        return Relayed(backend.stream, await backend.greeting())
 
     async def is_up(self, dial: Dial) -> bool:
         raise NotImplementedError
@@ -509,8 +517,8 @@ class NoConveyance:
 def test_check_asks_about_relaying_with_every_conveyance_that_works(
     works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = {"xclient": NoConveyance(works=works)}
-    monkeypatch.setattr("proxyshim.check.backends.BY_NAME", other)
+    other = {"xclient": lambda _listener: NoConveyance(works=works)}
+    monkeypatch.setattr("proxyshim.conveyance.BY_NAME", other)
     checked = check_script(Script(attributes="", relays=EVERYBODY), tmp_path)
     assert checked.status == 1
     assert "XCLIENT" not in checked.output

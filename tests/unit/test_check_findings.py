@@ -21,8 +21,8 @@ from proxyshim.check.relaying import judge_relaying
 from proxyshim.check.setup import is_own_listener, judge_setup, takes_claims
 from proxyshim.check.surroundings import Surroundings
 from proxyshim.config import Config
-from proxyshim.conveyance import BY_NAME
 from proxyshim.conveyance.contract import STRANGER, STRANGER_V6
+from proxyshim.conveyance.xclient import Xclient
 from proxyshim.dns.system import System
 from proxyshim.errors import BackendError, Reason
 from proxyshim.findings import Finding, Severity, exit_status, summary
@@ -137,7 +137,7 @@ def judged(row: Row, directory: Path, more: str = "") -> list[Finding]:
     addresses = BackendAddresses(name, SystemLookup(System()))
     dial = Dial(cast("Reactor", None), addresses, limits)  # verdicts connect nowhere
     listeners = load(directory, more).listeners
-    backend = Backend(dial, BY_NAME["xclient"], listeners, CLAIMS)
+    backend = Backend(dial, Xclient(listeners[0]), listeners, CLAIMS)
     replies = {**dict.fromkeys(CLIENTS, DENIED), **row.replies}
     asked = {each: one for each, one in replies.items() if each not in row.unasked}
     return list(judge_relaying(backend, asked))

@@ -9,7 +9,13 @@ import pytest
 from proxyshim.addresses import Address
 from proxyshim.backend.dial import Dial
 from proxyshim.config import Listener
-from proxyshim.conveyance.contract import Examined, GetNames, HandedOff, Warn
+from proxyshim.conveyance.contract import (
+    Examined,
+    GetNames,
+    HandedOff,
+    Need,
+    Warn,
+)
 from proxyshim.identity import Identity
 from proxyshim.net.stream import Stream
 from tests.integration.scripted.conftest import OpenRig
@@ -23,6 +29,8 @@ class HandOff:
     """Gives the sockets of clients to the test."""
 
     needs_names = False
+    leaves_right = False
+    needs: frozenset[Need] = frozenset()
 
     def __init__(self) -> None:
         """Start with none."""
@@ -58,7 +66,8 @@ class HandOff:
 def hand_off(monkeypatch: pytest.MonkeyPatch) -> HandOff:
     """Return a conveyance that hands off, and let servers use it."""
     conveyance = HandOff()
-    monkeypatch.setattr("proxyshim.service.server.BY_NAME", {"xclient": conveyance})
+    others = {"xclient": lambda _listener: conveyance}
+    monkeypatch.setattr("proxyshim.conveyance.BY_NAME", others)
     return conveyance
 
 
