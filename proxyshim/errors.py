@@ -58,6 +58,9 @@ class Reason(StrEnum):
     XCLIENT_NOT_OFFERED = "xclient_not_offered"
     XCLIENT_REFUSED = "xclient_refused"
     CLIENT_FAMILY_REFUSED = "client_family_refused"
+    HEADER_NOT_UNDERSTOOD = "header_not_understood"
+    SECOND_HEADER_OBEYED = "second_header_obeyed"
+    SECOND_HEADER_UNKNOWN = "second_header_unknown"
     CLIENT_REFUSED = "client_refused"
 
     # Limits.

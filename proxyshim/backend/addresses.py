@@ -11,6 +11,8 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any, Final
 
 import structlog
@@ -31,13 +33,37 @@ MAX_REMEMBERED: Final = 4_096
 AVOID_FAILED_S: Final = 30.0
 
 
+class SecondHeader(Enum):
+    """What a backend does with a second PROXY header."""
+
+    REFUSED = auto()
+    CLOSED_AT = auto()  # refused, and the connection closed
+    OBEYED = auto()
+
+
+@dataclass(slots=True)
+class HeaderProof:
+    """What our last test of an address with two PROXY headers has shown."""
+
+    verdict: SecondHeader | None = None  # None: nothing yet
+    tested_at: float = float("-inf")  # by the event loop's clock
+    test: asyncio.Task[None] | None = None  # while one is under way
+
+
 class BackendAddress:
     """One socket address of a backend, and what we remember of it.
 
-    Later conveyances keep their proofs and the remembered offer here.
+    Conveyances keep here what they have found out about it.
     """
 
-    __slots__ = ("_failed_at", "family", "ip", "resolved_at", "socket_address")
+    __slots__ = (
+        "_failed_at",
+        "family",
+        "header_proofs",
+        "ip",
+        "resolved_at",
+        "socket_address",
+    )
 
     def __init__(self, family: int, socket_address: object) -> None:
         """Take an address as the socket module wants it; a path for a unix socket."""
@@ -49,6 +75,8 @@ class BackendAddress:
             self.ip = read_address(socket_address[0])
         self.resolved_at = 0.0
         self._failed_at: float | None = None
+        # By version of the PROXY header.
+        self.header_proofs: dict[int, HeaderProof] = {}
 
     def __str__(self) -> str:
         """Return the address for the log."""
@@ -204,7 +232,13 @@ class BackendAddresses:
             self._task = asyncio.get_running_loop().create_task(self._keep_fresh())
 
     def hurry(self) -> None:
-        """Resolve the name again now; ``wait_settled`` waits for that."""
+        """Find out again, now, what may have changed: addresses, and what they do with headers.
+
+        ``wait_settled`` waits for the addresses.
+        """
+        for address in self.current:
+            for proof in address.header_proofs.values():
+                proof.tested_at = float("-inf")
         if not self._is_literal:
             self._settled.clear()
             self._hurry.set()

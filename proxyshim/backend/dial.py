@@ -99,7 +99,7 @@ PLAIN: Final[Approach] = PlainApproach()
 class Dial:
     """Connects to the backend of one listener."""
 
-    __slots__ = ("_reactor", "addresses", "last_reply", "limits")
+    __slots__ = ("addresses", "last_reply", "limits", "reactor")
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class Dial:
         *last_reply* is shared by everybody who talks to this backend.
         """
         self.last_reply = last_reply or LastReply()
-        self._reactor = reactor
+        self.reactor = reactor
         self.addresses = addresses
         self.limits = limits
 
@@ -141,7 +141,7 @@ class Dial:
         So a dead one leaves some for the next.  One that has to greet gets as long as it may take
         to connect, while another is left.
         """
-        reactor, limits, addresses = self._reactor, self.limits, self.addresses
+        reactor, limits, addresses = self.reactor, self.limits, self.addresses
         if not addresses.current:
             await self._wait_resolved()
         left_s = limits.connect_timeout_s
@@ -184,7 +184,7 @@ class Dial:
     async def _connect_to(
         self, address: BackendAddress, approach: Approach, limit_s: float
     ) -> Stream:
-        reactor = self._reactor
+        reactor = self.reactor
         try:
             with reactor.limit(limit_s):
                 return await approach.connect(reactor, address)
@@ -201,8 +201,8 @@ class Dial:
         """Wait until the backend has an address; at once if its name could not be resolved."""
         addresses = self.addresses
         try:
-            with self._reactor.limit(self.limits.connect_timeout_s):
-                await run_in_task(self._reactor.loop, addresses.wait_settled())
+            with self.reactor.limit(self.limits.connect_timeout_s):
+                await run_in_task(self.reactor.loop, addresses.wait_settled())
         except TimeoutError:
             failure = "no answer in time for its name"
             raise self._unreachable(failure, BackendTimeout) from None

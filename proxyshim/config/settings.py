@@ -25,7 +25,7 @@ from proxyshim.proxy_header import DEFAULT_MAX_OCTETS
 
 # The values of ``convey``.  They are spelled out here because the conveyances import this
 # package; a test compares them with ``conveyance.BY_NAME``.
-Convey = Literal["xclient"]
+Convey = Literal["xclient", "proxy-v1", "proxy-v2"]
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -117,6 +117,14 @@ class ListenerSettings:
     )
     # How the backend learns who the client is.
     convey: Convey = "xclient"
+    # With convey = "proxy-v2": whether the header has a checksum (CRC32C).
+    header_checksum: Flag = True
+    # With convey = "proxy-v2": whether the TLVs of the proxy's own header are passed on, such as
+    # the unique id.  The header has 4,112 octets at most; a TLV that does not fit is left out.
+    header_tlvs: Flag = True
+    # With convey = "proxy-v2": whether an SSL TLV is passed on too.  It makes the backend take the
+    # session for one inside TLS.
+    header_ssl_tlv: Flag = False
     # Addresses or networks that a PROXY header must not claim, in addition to those that no
     # header may claim.
     untrusted_claims: Texts = ()

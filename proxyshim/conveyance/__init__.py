@@ -2,6 +2,9 @@
 
 - ``contract.py``           what a conveyance may assume, and what it must guarantee
 - ``xclient.py``            XCLIENT
+- ``proxy_header.py``       a PROXY header, v1 or v2
+- ``second_header.py``      does a backend obey a second one?
+- ``header_check.py``       what ``proxyshim check`` asks a backend about PROXY headers
 - ``xclient_questions.py``  what ``proxyshim check`` asks a backend about XCLIENT
 - ``xclient_verdicts.py``   what the answers mean
 - ``judgement.py``          the MTA's judgement of a client, in place of the greeting
@@ -17,11 +20,16 @@ from typing import Final
 
 from proxyshim.config import Listener
 from proxyshim.conveyance.contract import Conveyance
+from proxyshim.conveyance.proxy_header import HeaderConveyance
 from proxyshim.conveyance.xclient import Xclient
 
 # How to make each one, by the value of a listener's ``convey``.
 BY_NAME: Final[Mapping[str, Callable[[Listener], Conveyance]]] = MappingProxyType(
-    {"xclient": Xclient}
+    {
+        "xclient": Xclient,
+        "proxy-v1": HeaderConveyance.v1,
+        "proxy-v2": HeaderConveyance.v2,
+    }
 )
 
 

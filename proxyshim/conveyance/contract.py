@@ -83,6 +83,16 @@ class Relayed:
         return local.port if local else None
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The backend greeted us, and nothing can be conveyed: we answer a health check ourselves.
+
+    Only for a check-only session of a peer without an address, on a unix socket.
+    """
+
+    greeting: Reply  # for the client
+
+
 class HandedOff:
     """The backend has the client's socket: nothing is left to do for the session."""
 
@@ -145,7 +155,7 @@ class Conveyance(Protocol):
         identity: Identity,
         get_names: GetNames,
         warn: Warn,
-    ) -> Relayed | HandedOff:
+    ) -> Relayed | HandedOff | Answered:
         """Convey *identity*.  Raises BackendError; ClientRefused for the MTA's own verdict.
 
         *client* is for a conveyance that gives its socket away.  It is None if ``proxyshim check``

@@ -46,12 +46,13 @@ def _header(
     return Ending(Outcome.REFUSED, reply, "header_refused", level, is_refusal=True)
 
 
-def _backend(event: str = "backend_failed") -> Ending:
+def _backend(hint: str | None = None) -> Ending:
     return Ending(
         Outcome.BACKEND_FAILED,
         replies.BACKEND_UNAVAILABLE,
-        event,
+        "backend_failed",
         "error",
+        hint,
         is_refusal=True,
         is_backend_failure=True,
     )
@@ -137,6 +138,18 @@ ENDINGS: Final[Mapping[Reason, Ending]] = MappingProxyType(
             hint="the mail server takes no clients of this IP version: with Postfix, set"
             " inet_protocols = all. See docs/runbook.md",
             is_refusal=True,
+        ),
+        Reason.HEADER_NOT_UNDERSTOOD: _backend(
+            "the backend takes the PROXY header for a command: let this service expect"
+            " the header, or set another convey. See docs/runbook.md"
+        ),
+        Reason.SECOND_HEADER_OBEYED: _backend(
+            'clients could pose as others on this backend: set convey = "xclient", or'
+            " use a server that takes one PROXY header only. See docs/runbook.md"
+        ),
+        Reason.SECOND_HEADER_UNKNOWN: _backend(
+            "a backend gets clients after it has refused a second PROXY header in a test:"
+            " run proxyshim check. See docs/runbook.md"
         ),
         Reason.CLIENT_REFUSED: Ending(Outcome.CLIENT_REFUSED),
         # Limits.  The first two refuse a connection before it is a session.

@@ -12,6 +12,7 @@ from typing import Final
 
 from proxyshim.addresses import Endpoint
 from proxyshim.conveyance.contract import (
+    Answered,
     ClientRefused,
     GetNames,
     HandedOff,
@@ -24,6 +25,7 @@ from proxyshim.net.closing import close_gently, close_in_background
 from proxyshim.net.fiber import Fiber
 from proxyshim.net.stream import Stream
 from proxyshim.session.admission import Admission, PeerLeft
+from proxyshim.session.answering import answer_check
 from proxyshim.session.departure import ClientLeft, DepartureWatch
 from proxyshim.session.record import Outcome, Phase, SessionRecord
 from proxyshim.session.relay import End, Relay
@@ -175,6 +177,14 @@ class Session:
                     self._judge_end(await self._relay.wait(), self._relay)
                 case HandedOff():
                     record.outcome = Outcome.COMPLETED
+                case Answered(greeting):
+                    assert identity.check_only is not None
+                    refusal = _CHECK_ONLY[identity.check_only]
+                    self._client.send(greeting.raw)
+                    early, self._admission = self._admission.early, None
+                    await answer_check(
+                        self._client, early, refusal, self._shared, record
+                    )
             return b""
         except PeerLeft:
             record.outcome = Outcome.PROBED
@@ -216,7 +226,7 @@ class Session:
 
     # Convey: the backend learns who the client is.
 
-    async def _convey(self, identity: Identity) -> Relayed | HandedOff:
+    async def _convey(self, identity: Identity) -> Relayed | HandedOff | Answered:
         shared = self._shared
         assert self._fiber is not None
         try:
@@ -271,6 +281,8 @@ class Session:
                 allow_plaintext_auth=settings.allow_plaintext_auth,
                 starttls_offered=backend.starttls_offered,
                 client_literal=_literal_of(identity.client),
+                follows_only=not self._shared.conveyance.leaves_right,
+                unproven=not backend.is_proven,
             )
         )
         limits = RelayLimits(
@@ -322,7 +334,7 @@ class Session:
             record.outcome = Outcome.CLIENT_LOST
         else:
             record.outcome = Outcome.COMPLETED
-        if b"XFORWARD" in guard.extensions:
+        if self._shared.conveyance.leaves_right and b"XFORWARD" in guard.extensions:
             reports.warn_once(
                 record,
                 "xforward_offered",

@@ -11,6 +11,7 @@ from proxyshim.smtp import replies
 from proxyshim.smtp.dialogue import Dialogue, Mode, State
 from proxyshim.smtp.extensions import hide, read_keywords
 from proxyshim.smtp.hang_up import read_farewell
+from proxyshim.smtp.proving import HEADER_NOT_UNDERSTOOD, end_unproven
 from proxyshim.smtp.relaxed import RelaxedReader
 from proxyshim.smtp.replies import Reply, ReplyParser
 from proxyshim.smtp.strict import StrictReader
@@ -84,13 +85,15 @@ class BackendReader:
             return
         kind = dialogue.owed.pop(0)
         assert isinstance(kind, Kind)  # our own are delivered as soon as they are first
+        if dialogue.mode is _UNPROVEN and not self._accept_proof(kind, reply):
+            return
         dialogue.note_reply(kind, reply.code)
         if reply.code == 421:
             dialogue.farewell = read_farewell(reply, client_has_spoken=True)
         if dialogue.mode is _STRICT and (kind is Kind.UNKNOWN or dialogue.in_doubt):
             dialogue.weigh(kind, reply.code)
-        if kind is Kind.OWN_EHLO:
-            self._read_own_offer(reply)
+        if kind is Kind.OWN_EHLO or kind is Kind.OWN_NOOP:
+            self._read_reply_to_us(kind, reply)
         elif kind is _EHLO and reply.code == 250:
             self._read_offer(reply)
         else:
@@ -106,6 +109,20 @@ class BackendReader:
         ):
             self.decide_state(kind, reply.code)
 
+    def _accept_proof(self, kind: Kind, reply: Reply) -> bool:
+        """Return True unless the first reply shows that the backend did not take our header."""
+        dialogue = self._dialogue
+        if (
+            reply.code in HEADER_NOT_UNDERSTOOD
+            or reply.code in _ONLY_AFTER
+            or (kind is Kind.OWN_NOOP and not reply.positive and reply.code != 421)
+        ):
+            end_unproven(dialogue)
+            return False
+        if reply.positive:
+            dialogue.mode = self._strict.first_mode
+        return True
+
     def _read_offer(self, reply: Reply) -> None:
         """Deliver the reply to the client's own EHLO, and let it decide the mode."""
         dialogue = self._dialogue
@@ -114,17 +131,19 @@ class BackendReader:
         hidden = HIDDEN_ALWAYS
         if dialogue.mode is _STRICT:
             hidden = self._strict.hidden_keywords
+        elif self._strict.follows_only:
+            hidden = frozenset()
         unchanged = hidden.isdisjoint(offered)
         dialogue.to_client.append(reply.raw if unchanged else hide(reply, hidden))
         if was_relaxed and dialogue.mode is _STRICT:
             self._return_to_strict()
 
-    def _read_own_offer(self, reply: Reply) -> None:
+    def _read_reply_to_us(self, kind: Kind, reply: Reply) -> None:
         """Let the reply to an EHLO in the client's name decide the mode, and do not deliver it.
 
         If the backend ends the connection with it, the client gets it for its own command.
         """
-        if reply.code == 250:
+        if reply.code == 250 and kind is Kind.OWN_EHLO:
             self._decide_mode(reply)
         elif reply.code == 421:
             self._dialogue.to_client.append(reply.raw)
@@ -134,6 +153,8 @@ class BackendReader:
         """Decide the mode by a 250 to an EHLO; return what it offers."""
         dialogue = self._dialogue
         offered = self.extensions = read_keywords(reply)
+        if self._strict.follows_only:
+            return offered
         if not _RIGHTS.isdisjoint(offered):
             dialogue.mode = _STRICT
         elif offered and not dialogue.unsure and not self._strict.is_check_only:
@@ -168,6 +189,9 @@ class BackendReader:
     def _read_unsolicited(self, reply: Reply) -> None:
         """Deliver a reply that, by our count, answers no command."""
         dialogue = self._dialogue
+        if dialogue.mode is _UNPROVEN and reply.code != 421:
+            end_unproven(dialogue)
+            return
         if reply.code == 421:
             has_spoken = dialogue.last_code != 0 or dialogue.held is not None
             dialogue.farewell = read_farewell(reply, client_has_spoken=has_spoken)
@@ -206,6 +230,7 @@ _ONLY_AFTER: Final = {220: Kind.STARTTLS, 334: Kind.AUTH, 354: Kind.DATA}
 _RIGHTS: Final = frozenset({b"XCLIENT", b"XFORWARD"})
 
 # Global names, because attributes of an Enum are slow to look up in Python 3.11.
+_UNPROVEN: Final = Mode.UNPROVEN
 _STRICT: Final = Mode.STRICT
 _RELAXED: Final = Mode.RELAXED
 _COMMAND: Final = State.COMMAND

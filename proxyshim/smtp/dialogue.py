@@ -26,6 +26,9 @@ MAX_REFUSALS: Final = 20
 class Mode(Enum):
     """How closely the guard watches the session."""
 
+    UNPROVEN = (
+        auto()
+    )  # after a PROXY header, until the backend has shown that it took it
     STRICT = auto()
     RELAXED = auto()
     OPAQUE = auto()  # after STARTTLS, or after losing track: everything passes unread

@@ -50,14 +50,14 @@ strict guard forwards must either be checked as a command, or certainly be read 
    command can have caused, for example a 220, which is the reply to XCLIENT.
 
 In a relaxed session there is nothing left to protect, so the rule there is to do no harm.  We
-still refuse XCLIENT, XFORWARD and PROXY, but only where we are certain that the backend is waiting
-for a command.  The guard continues to follow the session, because a drain and the statistics
-depend on it.
+still refuse XCLIENT, XFORWARD and PROXY, but only where the backend is certainly waiting for a
+command.  The guard still follows the session, for a drain and the statistics.  Where we never had a
+right (the backend judges the client by the client's own address, and refuses a second PROXY
+header), a session begins relaxed; or *unproven* after a header of ours (proving.py).
 
 **How the two directions are coupled.**  They share a ``Dialogue`` (dialogue.py).  The client's
-direction (strict.py, relaxed.py) appends to its queue of owed replies.  The backend's direction
-(backend_replies.py) removes from that queue, and decides whether the client's next bytes are a
-command, content or an AUTH answer.
+(strict.py, relaxed.py, proving.py) appends to its queue of owed replies.  The backend's
+(backend_replies.py) removes from it, and decides what the client's next bytes are.
 """
 
 from typing import Final
@@ -75,6 +75,7 @@ from proxyshim.smtp.passing import (
     STRICT_COMMANDS,
     pass_content,
 )
+from proxyshim.smtp.proving import read_first
 from proxyshim.smtp.relaxed import RelaxedReader
 from proxyshim.smtp.replies import MAX_REPLY_LINE_OCTETS
 from proxyshim.smtp.strict import Rules, StrictReader
@@ -111,10 +112,11 @@ class Guard:
     )
 
     def __init__(self, rules: Rules) -> None:
-        """Begin strict, after the greeting."""
+        """Begin after the greeting."""
         self._dialogue = dialogue = Dialogue()
         self._strict = StrictReader(dialogue, rules)
-        self._relaxed = RelaxedReader(dialogue)
+        self._relaxed = RelaxedReader(dialogue, rules.refused_verbs)
+        dialogue.mode = _UNPROVEN if rules.unproven else rules.first_mode
         self._backend = BackendReader(dialogue, self._strict, self._relaxed)
         self._client_closed = False
         self.finals = FinalReplies(dialogue, self._relaxed)
@@ -219,6 +221,8 @@ class Guard:
         mode = dialogue.mode
         if mode is _OPAQUE:
             return True
+        if mode is _UNPROVEN:
+            return False
         if dialogue.state is not _COMMAND:
             return dialogue.state is _IN_CONTENT and pass_content(dialogue, data)
         shortcuts = RELAXED_COMMANDS if mode is _RELAXED else STRICT_COMMANDS
@@ -252,10 +256,12 @@ class Guard:
             data, position = held.take()
         if dialogue.mode is _STRICT:
             self._strict.read(data, position)
-            return
-        self._relaxed.read(data, position)
-        if dialogue.mode is _OPAQUE:
-            self._backend.release_unfinished()
+        elif dialogue.mode is _UNPROVEN:
+            read_first(dialogue, data, position)
+        else:
+            self._relaxed.read(data, position)
+            if dialogue.mode is _OPAQUE:
+                self._backend.release_unfinished()
 
     def client_closed(self) -> None:
         """Record the client's end of file.  An unfinished command is never forwarded."""
@@ -303,6 +309,7 @@ class Guard:
             or not 0 < len(owed) < MAX_OWED
             or data.find(b"\n", 0, MAX_REPLY_LINE_OCTETS) != len(data) - 1
             or dialogue.held is not None
+            or dialogue.mode is _UNPROVEN
             or dialogue.in_doubt
             or dialogue.end_reason is not None
             or backend.parser.unread
@@ -329,9 +336,8 @@ class Guard:
     def from_backend(self, data: bytes) -> bool:
         """Read what the backend sent.
 
-        Return True if our own reply comes next and the backend's last one was a 5xx.  Servers
-        hang up after some of these, and none of our own replies may follow then.  So feed b"" a
-        moment later, unless the backend has hung up: our own reply is delivered then.
+        Return True if our own reply comes next, and the backend's last one was a 5xx after which
+        it may hang up.  If it does not, feed b"" a moment later to deliver our own reply.
 
         Raises BackendError if the bytes are not replies.
         """
@@ -380,6 +386,7 @@ class Guard:
 
 
 # Global names, because attributes of an Enum are slow to look up in Python 3.11.
+_UNPROVEN: Final = Mode.UNPROVEN
 _STRICT: Final = Mode.STRICT
 _RELAXED: Final = Mode.RELAXED
 _OPAQUE: Final = Mode.OPAQUE

@@ -14,6 +14,7 @@ from proxyshim.smtp.content import Dot
 from proxyshim.smtp.dialogue import MAX_OWED, Dialogue, Mode, State
 from proxyshim.smtp.lines import MAX_COMMAND_OCTETS, count_leading_blanks, verb_of
 from proxyshim.smtp.verbs import (
+    REFUSED_ALWAYS,
     UNKNOWN,
     VERBS,
     Kind,
@@ -37,11 +38,21 @@ _MAX_BLANKS: Final = 512
 class RelaxedReader:
     """Forwards what the client sends, and follows it."""
 
-    __slots__ = ("_chunk_left", "_dialogue", "_rereads", "kept_copy", "line_start")
+    __slots__ = (
+        "_chunk_left",
+        "_dialogue",
+        "_refused",
+        "_rereads",
+        "kept_copy",
+        "line_start",
+    )
 
-    def __init__(self, dialogue: Dialogue) -> None:
-        """Begin at a command."""
+    def __init__(
+        self, dialogue: Dialogue, refused: frozenset[bytes] = REFUSED_ALWAYS
+    ) -> None:
+        """Begin at a command; commands with a *refused* verb do not pass."""
         self._dialogue = dialogue
+        self._refused = refused
         # The start of a command line that was forwarded in part; shortened if it is long.
         self.line_start = b""
         # A copy of what was forwarded before a reply could decide what it is.
@@ -122,8 +133,9 @@ class RelaxedReader:
                     self._begin_line(data[position:], forwarded)
                 return len(data)
             line = self.line_start + data[position:end]
-            row = VERBS.get(verb_of(line), UNKNOWN)
-            if row.always and self._can_hold(line, forwarded):
+            verb = verb_of(line)
+            row = VERBS.get(verb, UNKNOWN)
+            if row.always and verb in self._refused and self._can_hold(line, forwarded):
                 self._forward(data, unsent, position, forwarded)
                 unsent = end
                 dialogue.refuse(row.always)
@@ -153,7 +165,9 @@ class RelaxedReader:
 
     def _begin_line(self, start: bytes, forwarded: bool) -> None:
         """Read the start of a line, or more of it; its end has not arrived yet."""
-        if self._can_hold(start, forwarded) and may_become_refused(start):
+        if self._can_hold(start, forwarded) and may_become_refused(
+            start, self._refused
+        ):
             # We need no more of a longer line, because we are going to refuse it.
             self._dialogue.held = Waiting(
                 start[:MAX_COMMAND_OCTETS], 0, for_reply=False

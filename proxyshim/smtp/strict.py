@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from proxyshim.errors import Reason
 from proxyshim.smtp import replies
 from proxyshim.smtp.content import Dot
-from proxyshim.smtp.dialogue import MAX_OWED, Dialogue, State
+from proxyshim.smtp.dialogue import MAX_OWED, Dialogue, Mode, State
 from proxyshim.smtp.lines import (
     MAX_COMMAND_OCTETS,
     has_control_octet,
@@ -23,6 +23,8 @@ from proxyshim.smtp.lines import (
 from proxyshim.smtp.verbs import (
     FORBIDDEN_WHILE_STRICT,
     HIDDEN_WHILE_STRICT,
+    REFUSED_ALWAYS,
+    REFUSED_HEADERS,
     UNKNOWN,
     VERBS,
     Kind,
@@ -44,6 +46,23 @@ class Rules(NamedTuple):
     starttls_offered: bool = False
     # The client's address literal (RFC 5321, 4.1.3), for a client that gives no name.
     client_literal: bytes = b""
+    # The backend judges the client by the client's own address, so we have no right that the
+    # client could use: the guard only follows the session.  A check-only session is strict anyway.
+    follows_only: bool = False
+    # The backend has not shown yet that it took our PROXY header (proving.py).
+    unproven: bool = False
+
+    @property
+    def refused_verbs(self) -> frozenset[bytes]:
+        """The verbs that do not pass even in a relaxed session."""
+        return REFUSED_HEADERS if self.follows_only else REFUSED_ALWAYS
+
+    @property
+    def first_mode(self) -> Mode:
+        """The mode in which the session begins, once the backend has proven what it has to."""
+        if self.follows_only and self.check_only is None:
+            return Mode.RELAXED
+        return Mode.STRICT
 
 
 class StrictReader:
@@ -78,6 +97,16 @@ class StrictReader:
     def is_check_only(self) -> bool:
         """Return True if the session is check-only, and so never becomes relaxed."""
         return self._rules.check_only is not None
+
+    @property
+    def follows_only(self) -> bool:
+        """Return True if there is no right of ours to protect."""
+        return self._rules.follows_only
+
+    @property
+    def first_mode(self) -> Mode:
+        """The mode of the session once the backend has taken our PROXY header."""
+        return self._rules.first_mode
 
     def note_offer(self, offered: Collection[bytes]) -> None:
         """Record what the backend's reply to an EHLO offers."""
@@ -200,6 +229,7 @@ class StrictReader:
         dialogue = self._dialogue
         return (
             self._client_name != b""
+            and not self._rules.follows_only
             and row.kind in _SHOWN_BY_AN_OFFER
             and self._rules.check_only is None
             and not (dialogue.unsure or dialogue.mail_accepted)

@@ -26,6 +26,7 @@ class Kind(Enum):
     HELO = auto()
     EHLO = auto()
     OWN_EHLO = auto()  # sent by us in the client's name; its reply is not delivered
+    OWN_NOOP = auto()  # sent by us to see whether the backend took our PROXY header
     MAIL = auto()
     RSET = auto()
     DATA = auto()
@@ -166,15 +167,18 @@ HIDDEN_WHILE_STRICT: Final = HIDDEN_ALWAYS | {
     b"BURL",
 }
 
-_REFUSED_ALWAYS: Final = tuple(verb for verb, row in VERBS.items() if row.always)
+# What a session refuses even while relaxed: all commands that only we may send; or, where the
+# backend gives us no right that a client could use, only a second PROXY header.
+REFUSED_ALWAYS: Final = frozenset(verb for verb, row in VERBS.items() if row.always)
+REFUSED_HEADERS: Final = frozenset({b"PROXY", PROXY_V2_VERB})
 
 
-def may_become_refused(line_start: bytes) -> bool:
-    """Return True if a line that starts like this may be a command that is always refused."""
+def may_become_refused(line_start: bytes, refused: frozenset[bytes]) -> bool:
+    """Return True if a line that starts like this may be a command with a *refused* verb."""
     start = line_start.lstrip(WHITE).upper()
-    if any(verb.startswith(start) for verb in _REFUSED_ALWAYS):
+    if any(verb.startswith(start) for verb in refused):
         return True
-    return VERBS.get(verb_of(line_start), UNKNOWN).always is not None
+    return verb_of(line_start) in refused
 
 
 _BDAT_LINE = re.compile(rb"BDAT +([0-9]{1,9})( +LAST)? *\r?\n", re.IGNORECASE)

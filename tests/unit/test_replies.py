@@ -154,6 +154,7 @@ OUR_OWN = {
 GRAMMAR = re.compile(rb"([245])[0-9]{2} \1\.[0-9]\.[0-9]{1,2} [ -~]{1,80}\r\n")
 ENDING = {b"421"}
 REFUSING = {b"550", b"502", b"454"}
+ANSWERING_A_CHECK = {b"250", b"221"}
 
 
 @pytest.mark.parametrize("reply", OUR_OWN.values(), ids=OUR_OWN.keys())
@@ -162,7 +163,7 @@ def test_every_reply_that_we_send_is_one_line_with_an_enhanced_code(
 ) -> None:
     assert GRAMMAR.fullmatch(reply)
     assert parse([reply]) == [Reply(int(reply[:3]), reply)]
-    assert reply[:3] in ENDING | REFUSING
+    assert reply[:3] in ENDING | REFUSING | ANSWERING_A_CHECK
 
 
 def test_only_refusals_of_xclient_and_bdat_are_permanent() -> None:

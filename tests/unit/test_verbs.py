@@ -10,6 +10,7 @@ from proxyshim.smtp.verbs import (
     FORBIDDEN_WHILE_STRICT,
     HIDDEN_ALWAYS,
     HIDDEN_WHILE_STRICT,
+    REFUSED_ALWAYS,
     UNKNOWN,
     VERBS,
     Kind,
@@ -113,12 +114,12 @@ NEVER_REFUSED += [b"XFORWAR D", b"XCLIEN\0T"]
 
 @pytest.mark.parametrize("start", MAY_BECOME_REFUSED)
 def test_the_start_of_a_line_that_may_become_a_refused_command(start: bytes) -> None:
-    assert may_become_refused(start)
+    assert may_become_refused(start, REFUSED_ALWAYS)
 
 
 @pytest.mark.parametrize("start", NEVER_REFUSED)
 def test_the_start_of_a_line_that_cannot_become_a_refused_command(start: bytes) -> None:
-    assert not may_become_refused(start)
+    assert not may_become_refused(start, REFUSED_ALWAYS)
 
 
 def find_by_line(content: bytes) -> int | None:

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from proxyshim.conveyance.contract import HandedOff, Relayed
+from proxyshim.conveyance.contract import Answered, HandedOff, Relayed
 from proxyshim.identity import Identity
 from proxyshim.session.session import Session
 from tests.integration.scripted.conftest import OpenRig
@@ -332,7 +332,7 @@ def test_a_drain_at_the_moment_of_the_greeting_sends_only_the_421(
 
     async def convey_and_drain(
         session: Session, identity: Identity
-    ) -> Relayed | HandedOff:
+    ) -> Relayed | HandedOff | Answered:
         backend = await convey(session, identity)
         session.drain()
         return backend

@@ -1,0 +1,122 @@
+"""What ``proxyshim check`` asks a backend about PROXY headers, and what the answers mean.
+
+Four questions: does it greet a stranger whom a header names; does it refuse a second header; does
+it refuse to serve a connection without a header; and may other addresses of this host send one?
+"""
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+from proxyshim.addresses import Address
+from proxyshim.backend.addresses import BackendAddress, SecondHeader
+from proxyshim.backend.dial import Dial
+from proxyshim.conveyance.asking import ask_each, open_session, quitting
+from proxyshim.conveyance.contract import STRANGER, STRANGER_V6, Conveyance, Examined
+from proxyshim.conveyance.second_header import WriteHeader, judge_second_header
+from proxyshim.errors import BackendError, Reason
+from proxyshim.findings import Finding, Severity, Subject
+
+# A server that waits for a header does not greet at all, and one that greets may refuse to serve.
+_SILENCE_S: Final = 4.0
+_NO_SESSIONS: Final = "every client would get a 421"
+# How a server is told to expect a header; the first word that its greeting contains decides.
+_ADVICE: Final = (
+    (b"Postfix", "with Postfix, add -o smtpd_upstream_proxy_protocol=haproxy to it"),
+    (b"Exim", "with Exim, set hosts_proxy to proxyshim's address"),
+    (b"OpenSMTPD", 'with OpenSMTPD, write proxy-v2 after "listen on"'),
+    (b"Dovecot", "with Dovecot, set haproxy = yes and haproxy_trusted_networks"),
+    (b"", "set up a service of the mail server that expects it"),
+)
+
+
+async def examine(
+    conveyance: Conveyance,
+    dial: Dial,
+    clients: Sequence[Address],
+    write: WriteHeader,
+) -> Examined:
+    """Ask each address of the backend, and a session for each of *clients*."""
+    subject = Subject(f"backend {dial.name}")
+    findings: list[Finding] = []
+    for address in dial.addresses.current:
+        findings += [each async for each in _examine(subject, dial, address, write)]
+    if not dial.addresses.current:
+        findings.append(subject.error(f"has no address; {_NO_SESSIONS}"))
+    if any(finding.severity is Severity.ERROR for finding in findings):
+        return Examined(findings, ())
+
+    async def ask_as(client: Address) -> None:
+        async with open_session(conveyance, dial, client):
+            pass
+
+    answers = await ask_each(clients, ask_as)
+    failures = {c: e for c, e in answers.items() if isinstance(e, BackendError)}
+    for client, error in failures.items():
+        if client in (STRANGER, STRANGER_V6):
+            findings.append(_judge_stranger(subject, client, error))
+    if STRANGER in answers and STRANGER not in failures:
+        findings.append(subject.ok(f"greets the client {STRANGER} in a PROXY header"))
+    remaining = tuple(c for c in clients if c in answers and c not in failures)
+    return Examined(findings, remaining)
+
+
+def _judge_stranger(subject: Subject, client: Address, error: BackendError) -> Finding:
+    if error.reason is Reason.CLIENT_REFUSED:
+        return subject.warning(f"refuses the client {client} at once: {error.detail}")
+    return subject.error(
+        f"fails in a session for the client {client}: {error.detail}; {_NO_SESSIONS}"
+    )
+
+
+async def _examine(
+    subject: Subject, dial: Dial, address: BackendAddress, write: WriteHeader
+) -> AsyncIterator[Finding]:
+    try:
+        verdict = await judge_second_header(dial, address, write)
+    except BackendError as error:
+        advice = ""
+        if error.reason is Reason.HEADER_NOT_UNDERSTOOD:
+            advice = f"; it does not expect a PROXY header: {await _advise(dial)}"
+        yield subject.error(f"{error.detail}; {_NO_SESSIONS}{advice}")
+        return
+    if verdict is SecondHeader.OBEYED:
+        yield subject.error(
+            f"obeys a second PROXY header, so a client could pose as another one;"
+            f' {_NO_SESSIONS}; set convey = "xclient", or use another server'
+        )
+    elif verdict is None:
+        yield subject.error(
+            "answered a second PROXY header neither with a refusal nor with a greeting;"
+            f" {_NO_SESSIONS}; its log may say why"
+        )
+    else:
+        yield subject.ok("takes a PROXY header, and refuses a second one")
+        yield await _judge_without(subject, dial)
+
+
+async def _advise(dial: Dial) -> str:
+    greeting = b""
+    with contextlib.suppress(BackendError):
+        dialogue = await dial.connect()
+        async with quitting(dialogue):
+            greeting = (await dialogue.greeting(_SILENCE_S)).raw
+    return next(advice for word, advice in _ADVICE if word in greeting)
+
+
+async def _judge_without(subject: Subject, dial: Dial) -> Finding:
+    """Judge whether the backend serves a connection that sends no header."""
+    is_served = False
+    with contextlib.suppress(BackendError):
+        dialogue = await dial.connect()
+        async with quitting(dialogue):
+            await dialogue.greeting(_SILENCE_S)
+            reply = await dialogue.command(b"EHLO [127.0.0.1]\r\n")
+            is_served = reply.code == 250
+    if is_served:
+        return subject.unsafe(
+            "serves connections without a PROXY header too, as their own address: if the"
+            " header ever were not understood, it would serve clients as proxyshim; let"
+            " this service require the header"
+        )
+    return subject.ok("serves nobody without a PROXY header")

@@ -1,0 +1,38 @@
+"""Answering a health check ourselves, after the backend has greeted us.
+
+It is for a proxy on a unix socket, where there is no address for the backend to see.
+"""
+
+from proxyshim.errors import Reason
+from proxyshim.net.stream import Stream
+from proxyshim.session.record import Outcome, SessionRecord
+from proxyshim.session.shared import Shared
+from proxyshim.smtp.checking import CheckAnswers
+from proxyshim.smtp.verbs import Refusal
+
+
+async def answer_check(
+    client: Stream,
+    early: bytes,
+    refusal: Refusal,
+    shared: Shared,
+    record: SessionRecord,
+) -> None:
+    """Answer the five commands of a check; end with *refusal* at any other.
+
+    *early* is what the client sent before its greeting.  It has ``idle_timeout_s`` for all of it.
+    """
+    answers = CheckAnswers(refusal, shared.listener.ehlo_name)
+    record.outcome = Outcome.CHECKED
+    client.send(answers.read(early))
+    try:
+        with client.reactor.limit(shared.listener.settings.idle_timeout_s):
+            while not answers.is_finished and (data := await client.receive()):
+                client.send(answers.read(data))
+    except TimeoutError:
+        shared.reports.ended(record, Reason.CLIENT_IDLE)
+    except OSError:
+        return
+    if answers.end_reason is not None:
+        shared.reports.command_refused(record, answers.end_reason)
+        shared.reports.ended(record, answers.end_reason)
