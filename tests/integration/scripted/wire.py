@@ -92,6 +92,13 @@ class Wire:
         came = self._take(min(end, len(self.received)))
         assert came == octets, f"expected {octets!r}, got {came!r}"
 
+    def take(self, count: int) -> bytes:
+        """Read this many bytes, or up to the end of file."""
+        end = self._read + count
+        while len(self.received) < end and self._receive():
+            pass
+        return self._take(min(end, len(self.received)))
+
     def rest(self) -> bytes:
         """Read up to the end of file.  Raises ConnectionResetError on a reset."""
         while self._receive():
