@@ -29,6 +29,7 @@ a client in ``denied_clients`` refused          ``session/denylist.py``; ``servi
 a client's own XCLIENT stopped                 its row in ``smtp/verbs.py``; ``smtp/strict.py``
 a session relaxed                              ``smtp/backend_replies.py``
 the order greeting, EHLO, XCLIENT, greeting    ``conveyance/xclient.py``
+a PROXY header to the backend, and its proofs  ``conveyance/proxy_header.py``; ``smtp/proving.py``
 a final reply owed, or possible                ``smtp/final_replies.py``; ``session/timing.py``
 another conveyance added                       ``conveyance/contract.py``; CONTRIBUTING.md
 the 30 s for a PROXY header                    ``config/settings.py``; ``session/admission.py``

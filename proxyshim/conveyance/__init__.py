@@ -7,6 +7,7 @@
 - ``header_check.py``       what ``proxyshim check`` asks a backend about PROXY headers
 - ``xclient_questions.py``  what ``proxyshim check`` asks a backend about XCLIENT
 - ``xclient_verdicts.py``   what the answers mean
+- ``servers.py``            what to write into the configuration of a known mail server
 - ``judgement.py``          the MTA's judgement of a client, in place of the greeting
 - ``asking.py``             asks a backend in the name of clients, for all conveyances
 

@@ -14,20 +14,13 @@ from proxyshim.backend.dial import Dial
 from proxyshim.conveyance.asking import ask_each, open_session, quitting
 from proxyshim.conveyance.contract import STRANGER, STRANGER_V6, Conveyance, Examined
 from proxyshim.conveyance.second_header import WriteHeader, judge_second_header
+from proxyshim.conveyance.servers import how_to_expect_header
 from proxyshim.errors import BackendError, Reason
 from proxyshim.findings import Finding, Severity, Subject
 
 # A server that waits for a header does not greet at all, and one that greets may refuse to serve.
 _SILENCE_S: Final = 4.0
 _NO_SESSIONS: Final = "every client would get a 421"
-# How a server is told to expect a header; the first word that its greeting contains decides.
-_ADVICE: Final = (
-    (b"Postfix", "with Postfix, add -o smtpd_upstream_proxy_protocol=haproxy to it"),
-    (b"Exim", "with Exim, set hosts_proxy to proxyshim's address"),
-    (b"OpenSMTPD", 'with OpenSMTPD, write proxy-v2 after "listen on"'),
-    (b"Dovecot", "with Dovecot, set haproxy = yes and haproxy_trusted_networks"),
-    (b"", "set up a service of the mail server that expects it"),
-)
 
 
 async def examine(
@@ -101,7 +94,7 @@ async def _advise(dial: Dial) -> str:
         dialogue = await dial.connect()
         async with quitting(dialogue):
             greeting = (await dialogue.greeting(_SILENCE_S)).raw
-    return next(advice for word, advice in _ADVICE if word in greeting)
+    return how_to_expect_header(greeting)
 
 
 async def _judge_without(subject: Subject, dial: Dial) -> Finding:

@@ -137,7 +137,8 @@ async def _convey(
         raise BackendError(
             Reason.XCLIENT_NOT_OFFERED,
             "the EHLO reply offers no XCLIENT with ADDR: is proxyshim's address in the"
-            " backend's list (Postfix: smtpd_authorized_xclient_hosts)?",
+            " backend's list (Postfix: smtpd_authorized_xclient_hosts)? For a server"
+            ' without XCLIENT that takes a PROXY header, set convey = "proxy-v2"',
         )
     names = await get_names()
     command = xclient_command(parameters, identity.client, identity.destination, names)

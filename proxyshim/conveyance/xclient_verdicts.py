@@ -12,6 +12,7 @@ from proxyshim.addresses import Address, SocketName
 from proxyshim.config import Listener
 from proxyshim.conveyance.asking import takes_ipv6
 from proxyshim.conveyance.contract import STRANGER, STRANGER_V6, Examined
+from proxyshim.conveyance.servers import instead_of_xclient
 from proxyshim.conveyance.xclient_questions import Answers, ToClient, ToProxyshim
 from proxyshim.errors import BackendError, Reason
 from proxyshim.findings import Finding, Severity, Subject
@@ -242,7 +243,9 @@ def _find_defect(backend: SocketName, ours: ToProxyshim) -> str:
         )
     parameters = ours.offered.get(b"XCLIENT")
     if parameters is None:
-        advice = _advise_postfix(backend, ours.own_address)
+        advice = instead_of_xclient(ours.greeting.raw) or _advise_postfix(
+            backend, ours.own_address
+        )
         return f"does not offer XCLIENT to proxyshim; {_NO_SESSIONS}; {advice}"
     if not offers_identity(parameters):
         return (
