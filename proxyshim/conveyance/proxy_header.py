@@ -89,6 +89,10 @@ class HeaderConveyance:
             source, *destinations, tlvs=passed, with_checksum=self.with_checksum
         )
 
+    def write_own(self, own: Endpoint) -> bytes:
+        """Return the header that names ourselves, at both ends."""
+        return self.write(own, own)
+
     async def open(
         self,
         client: Stream | None,
@@ -114,7 +118,7 @@ class HeaderConveyance:
 
     async def _greet_check(self, dial: Dial) -> Answered:
         """Return the backend's greeting for a health check, after a header that names us."""
-        backend = await dial.open(OwnHeader(self.write))
+        backend = await dial.open(OwnHeader(self.write_own))
         backend.quit()
         assert backend.greeted_with is not None
         return Answered(backend.greeted_with)
@@ -127,7 +131,7 @@ class HeaderConveyance:
 
     async def is_up(self, dial: Dial) -> bool:
         """Return True if the backend greets us after a header that names ourselves."""
-        backend = await dial.open(OwnHeader(self.write))
+        backend = await dial.open(OwnHeader(self.write_own))
         backend.quit()
         return True
 
@@ -135,7 +139,7 @@ class HeaderConveyance:
         self, dial: Dial, listeners: Sequence[Listener], clients: Sequence[Address]
     ) -> Examined:
         """Ask whether the backend understands the header, and whether others may send one."""
-        return await examine(self, dial, clients, self.write)
+        return await examine(self, dial, clients, self.write_own)
 
 
 class _Approach:
@@ -161,7 +165,7 @@ class _Approach:
 
     def prepare(self, address: BackendAddress) -> Awaitable[None] | None:
         conveyance = self._conveyance
-        return prove(self._dial, address, conveyance.version, conveyance.write)
+        return prove(self._dial, address, conveyance.version, conveyance.write_own)
 
     async def connect(self, reactor: Reactor, address: BackendAddress) -> Stream:
         stream = await PLAIN.connect(reactor, address)

@@ -5,7 +5,7 @@ content or inside TLS, where no guard sees it.  So a conveyance by header uses a
 backend only after our own connection has shown that a second header is refused there.  We test at
 the first use, again after a reload, and hourly; meanwhile the last result stands.
 
-Source: facts about servers differ, so the judgement is written for any.  A 5yz, 221 or 421 or a
+Servers differ in how they refuse, so the judgement is written for any.  A 5yz, 221 or 421 or a
 close refuses the second header.  A 220, which is a new greeting, or silence while the server still
 answers NOOP, obeys it.  Anything else shows nothing.
 """
@@ -33,7 +33,8 @@ SILENCE_S: Final = 1.0
 # How many replies to one header we read: one for each of its lines.
 _MAX_REPLIES: Final = 20
 
-_OUR_ADDRESS_UNKNOWN: Final = Endpoint(ip_address("127.0.0.1"), 0)  # on a unix socket
+# What we name ourselves on a unix socket; a server may refuse port 0.
+_OUR_ADDRESS_UNKNOWN: Final = Endpoint(ip_address("127.0.0.1"), 49_152)
 _QUITTING: Final = (221, 421)
 # Replies to a command after a header that was not understood: RFC 5321, 4.2.4 for the first two.
 # A server that expected another header may answer 503 to every command.

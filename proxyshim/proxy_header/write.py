@@ -3,7 +3,7 @@
 A header is written from a session's identity, never copied.  Reading it gives the identity back.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from struct import Struct
 from typing import Final
@@ -18,10 +18,9 @@ MAX_BODY_OCTETS: Final = 4_096
 # PROXY spec, 2.2.4: it is padding, and means nothing.
 NOOP: Final = 0x04
 
-_UNSPECIFIED: Final = {
-    4: Endpoint(IPv4Address(0), 0),
-    6: Endpoint(IPv6Address(0), 0),
-}
+_UNSPECIFIED: Final[Mapping[int, Address]] = {4: IPv4Address(0), 6: IPv6Address(0)}
+# The port of an unknown destination.  Dovecot refuses a v1 header with port 0.
+SMTP_PORT: Final = 25
 _VERSION_AND_COMMAND: Final = 0x21
 _FAMILY: Final = {4: 0x11, 6: 0x21}
 _FIXED: Final = Struct("!BBH")
@@ -33,7 +32,7 @@ def write_v1(source: Endpoint, *destinations: Endpoint | None) -> bytes:
     """Return the line that names *source* as the client: at most 107 octets.
 
     The destination is the first of *destinations* that has the source's family; if there is none,
-    it is the unspecified address.
+    it is the unspecified address, with the port of the first one, or else 25.
     """
     destination = _of_family(source.address, destinations)
     return (
@@ -79,11 +78,12 @@ def tlvs_to_pass_on(tlvs: Iterable[Tlv], *, with_ssl: bool) -> Iterator[Tlv]:
             yield kind, value
 
 
-def _of_family(address: Address, endpoints: Iterable[Endpoint | None]) -> Endpoint:
+def _of_family(address: Address, endpoints: Sequence[Endpoint | None]) -> Endpoint:
     for endpoint in endpoints:
         if endpoint is not None and endpoint.address.version == address.version:
             return endpoint
-    return _UNSPECIFIED[address.version]
+    port = next((each.port for each in endpoints if each is not None), SMTP_PORT)
+    return Endpoint(_UNSPECIFIED[address.version], port)
 
 
 def _fitting(tlvs: Iterable[Tlv], left: int) -> Iterator[bytes]:

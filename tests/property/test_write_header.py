@@ -23,7 +23,7 @@ tlvs = st.lists(st.tuples(kinds, st.binary(max_size=300)), max_size=20)
 def expected_destination(source: Address, destination: Endpoint | None) -> Endpoint:
     if destination is not None and destination.address.version == source.version:
         return destination
-    return Endpoint(type(source)(0), 0)
+    return Endpoint(type(source)(0), 25 if destination is None else destination.port)
 
 
 def read_all(data: bytes) -> ProxyHeader:
@@ -80,7 +80,8 @@ def test_the_first_destination_of_the_sources_family_is_named(
         if each.address.version == source.address.version
     ]
     header = read_all(write_v2(source, first, None, second))
-    expected = fitting[0] if fitting else Endpoint(type(source.address)(0), 0)
+    unknown = Endpoint(type(source.address)(0), first.port)
+    expected = fitting[0] if fitting else unknown
     assert header.destination == expected
 
 

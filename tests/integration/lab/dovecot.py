@@ -44,8 +44,10 @@ service submission-login {{
   inet_listener submission {{
     address = {address}
     port = {port}
+    haproxy = {haproxy}
   }}
 }}
+haproxy_trusted_networks = 127.0.0.1
 # Do not delay a client that failed to log in before.
 service anvil {{
   unix_listener anvil-auth-penalty {{
@@ -69,6 +71,7 @@ class Dovecot(Program):
         listen: tuple[str, int],
         relay: tuple[str, int],
         certificate: Path | None = None,
+        expects_header: bool = False,
     ) -> None:
         """Write the configuration into *directory* and start Dovecot on *host*."""
         find_program("/usr/lib/dovecot/submission")
@@ -84,6 +87,7 @@ class Dovecot(Program):
                 certificate=keys,
                 address=listen[0],
                 port=listen[1],
+                haproxy="yes" if expects_header else "no",
                 relay_address=relay[0],
                 relay_port=relay[1],
                 password=PASSWORD,
