@@ -1,6 +1,6 @@
 """Does a backend obey a second PROXY header?  We ask before the first client does.
 
-A server that obeys a PROXY header at any time lets a client become whom it likes: in a message's
+A server that obeys a PROXY header at any time lets a client name another client: in a message's
 content or inside TLS, where no guard sees it.  So a conveyance by header uses an address of the
 backend only after our own connection has shown that a second header is refused there.  We test at
 the first use, again after a reload, and hourly; meanwhile the last result stands.
