@@ -43,7 +43,7 @@ lint: $(VENV)
 	@.venv/bin/ruff format --check --quiet || \
 	    { echo "Not formatted: run .venv/bin/ruff format" >&2; exit 1; }
 	@.venv/bin/mypy --no-error-summary
-	@tools/verify-unit systemd/proxyshim.service systemd/proxyshim.socket
+	@tools/verify-unit systemd/proxyshim.service systemd/proxyshim.socket systemd/proxyshim-routes.service
 	@echo "lint: passed"
 
 lock:

@@ -3,7 +3,7 @@
 ::
 
     cli                          the command line
-    check/  demo/                two commands of their own
+    check/  demo/  routes        three commands of their own
     service/                     what a process owns: accepting, reload, drain, upgrade, signals
     session/                     one connection's life, from accept to close
     conveyance/                  how the backend learns who the client is
@@ -30,6 +30,7 @@ a client's own XCLIENT stopped                 its row in ``smtp/verbs.py``; ``s
 a session relaxed                              ``smtp/backend_replies.py``
 the order greeting, EHLO, XCLIENT, greeting    ``conveyance/xclient.py``
 a PROXY header to the backend, and its proofs  ``conveyance/proxy_header.py``; ``smtp/proving.py``
+a connection from the client's own address     ``conveyance/source_socket.py``
 a final reply owed, or possible                ``smtp/final_replies.py``; ``session/timing.py``
 another conveyance added                       ``conveyance/contract.py``; CONTRIBUTING.md
 the 30 s for a PROXY header                    ``config/settings.py``; ``session/admission.py``

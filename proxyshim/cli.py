@@ -1,4 +1,4 @@
-"""The command line: run, check, demo."""
+"""The command line: run, check, routes, demo."""
 
 import contextlib
 import os
@@ -77,6 +77,34 @@ def check(path: Path) -> None:
     config = _load(path)
     try:
         sys.exit(uvloop.run(examine(config, click.echo)))
+    except ConfigError as error:
+        _complain(error)
+
+
+@main.command()
+@_config_option
+@click.option("--set", "sets", is_flag=True, help="Set them, as root.")
+@click.option("--remove", "removes", is_flag=True, help="Remove them, as root.")
+def routes(path: Path, sets: bool, removes: bool) -> None:
+    """Print the policy routes that convey = "source-address" needs.
+
+    They bring the backends' answers to the clients' addresses back to this host.
+    """
+    if sets and removes:
+        raise click.UsageError("--set and --remove exclude each other")
+    from proxyshim.routes import describe, find_targets, remove_routes, set_routes
+
+    try:
+        if removes:  # without the configuration, which may have changed since
+            remove_routes()
+            return
+        targets = uvloop.run(find_targets(_load(path)))
+        if sets:
+            set_routes(targets)
+        elif targets:
+            click.echo(describe(targets))
+        else:
+            click.echo(f'{path}: no listener has convey = "source-address"', err=True)
     except ConfigError as error:
         _complain(error)
 

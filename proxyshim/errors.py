@@ -61,12 +61,16 @@ class Reason(StrEnum):
     HEADER_NOT_UNDERSTOOD = "header_not_understood"
     SECOND_HEADER_OBEYED = "second_header_obeyed"
     SECOND_HEADER_UNKNOWN = "second_header_unknown"
+    NO_BACKEND_FOR_FAMILY = "no_backend_for_family"
+    SOURCE_FORBIDDEN = "source_forbidden"
+    SOURCE_UNROUTED = "source_unrouted"
     CLIENT_REFUSED = "client_refused"
 
     # Limits.
     TOO_MANY_SESSIONS = "too_many_sessions"
     TOO_MANY_CONNECTIONS = "too_many_connections"
     TOO_MANY_FROM_CLIENT = "too_many_from_client"
+    CLIENT_PORTS_EXHAUSTED = "client_ports_exhausted"
 
     # proxyshim itself.
     OUT_OF_DESCRIPTORS = "out_of_descriptors"

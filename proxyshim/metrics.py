@@ -88,6 +88,8 @@ class Metrics(Collector):
         self.ready = False
         # The listeners whose backend's name has never been resolved.
         self.unresolved: frozenset[str] = frozenset()
+        # The listeners that cannot reach their backend from the clients' addresses.
+        self.unrouted: frozenset[str] = frozenset()
 
     def collect(self) -> Iterable[Metric]:
         """Yield all metrics, as Prometheus types."""
@@ -217,7 +219,7 @@ class Metrics(Collector):
     @property
     def is_ready(self) -> bool:
         """Return True if sessions are served, as far as that depends on this process."""
-        return self.ready and not self.unresolved
+        return self.ready and not self.unresolved and not self.unrouted
 
     @property
     def is_live(self) -> bool:

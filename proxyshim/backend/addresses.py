@@ -1,4 +1,4 @@
-"""The addresses of a backend: one record for each, kept up to date in the background.
+"""The addresses of a backend: a record for each (``address.py``), kept up to date.
 
 A host name is resolved once for all sessions, and again when its answer expires.  While that
 fails, the last good answer serves.  ``session/trust.py`` asks this set whether a claimed address
@@ -9,15 +9,14 @@ a day: rotating DNS answers return parts of a set.
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import Enum, auto
 from typing import Any, Final
 
 import structlog
 
-from proxyshim.addresses import Address, SocketName, fold_v4_mapped, read_address
+from proxyshim.addresses import Address, SocketName, fold_v4_mapped
+from proxyshim.backend.address import BackendAddress, Fault
 from proxyshim.backend.lookup import Found, Lookup, LookupFailed, in_order
 
 # An answer is used for its TTL, within these limits.
@@ -29,82 +28,6 @@ RETRY_S: Final = 2.0
 PROTECTED_S: Final = 86_400.0
 # The addresses that we remember for it.  With more than that, nothing is believed.
 MAX_REMEMBERED: Final = 4_096
-# How long an address that failed is tried after the others.
-AVOID_FAILED_S: Final = 30.0
-
-
-class SecondHeader(Enum):
-    """What a backend does with a second PROXY header."""
-
-    REFUSED = auto()
-    CLOSED_AT = auto()  # refused, and the connection closed
-    OBEYED = auto()
-
-
-@dataclass(slots=True)
-class HeaderProof:
-    """What our last test of an address with two PROXY headers has shown."""
-
-    verdict: SecondHeader | None = None  # None: nothing yet
-    tested_at: float = float("-inf")  # by the event loop's clock
-    test: asyncio.Task[None] | None = None  # while one is under way
-
-
-class BackendAddress:
-    """One socket address of a backend, and what we remember of it.
-
-    Conveyances keep here what they have found out about it.
-    """
-
-    __slots__ = (
-        "_failed_at",
-        "family",
-        "header_proofs",
-        "ip",
-        "resolved_at",
-        "socket_address",
-    )
-
-    def __init__(self, family: int, socket_address: object) -> None:
-        """Take an address as the socket module wants it; a path for a unix socket."""
-        self.family = family
-        self.socket_address = socket_address
-        # The folded IP address; None of a unix socket.
-        self.ip: Address | None = None
-        if isinstance(socket_address, tuple):
-            self.ip = read_address(socket_address[0])
-        self.resolved_at = 0.0
-        self._failed_at: float | None = None
-        # By version of the PROXY header.
-        self.header_proofs: dict[int, HeaderProof] = {}
-
-    def __str__(self) -> str:
-        """Return the address for the log."""
-        if self.ip is None:
-            return f"unix:{self.socket_address}"
-        return str(self.ip)
-
-    @property
-    def is_failing(self) -> bool:
-        """True from a failure until the next success."""
-        return self._failed_at is not None
-
-    def is_avoided(self, now: float) -> bool:
-        """Return True while the other addresses are tried first."""
-        return self._failed_at is not None and now - self._failed_at < AVOID_FAILED_S
-
-    def begin_test(self, now: float) -> None:
-        """Let one session test it again; the others still avoid it meanwhile."""
-        if self._failed_at is not None:
-            self._failed_at = now
-
-    def note_failure(self, now: float) -> None:
-        """Note that it refused, was silent, or greeted with a failure."""
-        self._failed_at = now
-
-    def note_success(self) -> None:
-        """Note that it greeted us."""
-        self._failed_at = None
 
 
 class BackendAddresses:
@@ -120,7 +43,7 @@ class BackendAddresses:
     ) -> None:
         """Take the *name*, as configured; ``refresh`` or ``start`` resolves it.
 
-        *on_change* is called when ``is_known`` may have changed.
+        *on_change* is called when ``is_known`` or ``source_fault`` may have changed.
         """
         self.name = name
         self._lookup = lookup
@@ -136,6 +59,7 @@ class BackendAddresses:
         # Why the name cannot be resolved; None if it was.
         self.failure: str | None = None
         self._task: asyncio.Task[None] | None = None
+        self._tests: set[asyncio.Task[None]] = set()
         self._hurry = asyncio.Event()
         self._settled = asyncio.Event()
         if self._is_literal:
@@ -165,6 +89,18 @@ class BackendAddresses:
     def ips(self) -> frozenset[Address]:
         """Return the IP addresses that the name has now; none of a unix socket."""
         return frozenset(each.ip for each in self.current if each.ip is not None)
+
+    def source_fault(self) -> Fault | None:
+        """Return why the clients of one IP version cannot be served from their own addresses."""
+        for family in {each.family for each in self.current}:
+            faults = [
+                each.source_proof.fault
+                for each in self.current
+                if each.family == family
+            ]
+            if all(faults):
+                return faults[0]
+        return None
 
     async def wait_settled(self) -> None:
         """Wait until the name was resolved, or could not be."""
@@ -209,6 +145,25 @@ class BackendAddresses:
                     address=str(address),
                 )
 
+    def note_source(self, address: BackendAddress, fault: Fault | None) -> None:
+        """Note whether connections from the clients' addresses reach *address*."""
+        before, address.source_proof.fault = address.source_proof.fault, fault
+        about = {"backend": str(self.name), "address": str(address)}
+        if fault is not None and fault != before:
+            self._log.error(
+                "source_failed", reason=fault.reason, detail=fault.detail, **about
+            )
+        elif fault is None and before is not None:
+            self._log.info("source_recovered", **about)
+        self._on_change()
+
+    def run_test(self, test: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a *test* of an address in the background, at the longest until we are closed."""
+        task = asyncio.get_running_loop().create_task(test)
+        self._tests.add(task)
+        task.add_done_callback(self._tests.discard)
+        return task
+
     # Keeping them up to date.
 
     def inherit(self, other: "BackendAddresses") -> None:
@@ -244,12 +199,12 @@ class BackendAddresses:
             self._hurry.set()
 
     async def close(self) -> None:
-        """Stop resolving."""
-        task, self._task = self._task, None
-        if task is not None:
+        """Stop resolving and testing."""
+        tasks = [*self._tests, *([self._task] if self._task else [])]
+        self._task = None
+        for task in tasks:
             task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _keep_fresh(self) -> None:
         while True:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
 from proxyshim.addresses import SocketName
-from proxyshim.backend.addresses import BackendAddress, BackendAddresses
+from proxyshim.backend.address import BackendAddress
+from proxyshim.backend.addresses import BackendAddresses
 from proxyshim.backend.dialogue import BackendDialogue, LastReply
 from proxyshim.config import Listener
 from proxyshim.errors import BackendError, BackendTimeout, Reason
@@ -27,6 +28,8 @@ _NO_FAULT_OF_THE_ADDRESS: Final = (
     Reason.OUT_OF_DESCRIPTORS,
     Reason.OUT_OF_RESOURCES,
     Reason.CLIENT_REFUSED,
+    Reason.CLIENT_PORTS_EXHAUSTED,
+    Reason.SOURCE_FORBIDDEN,
 )
 
 
@@ -51,7 +54,7 @@ class Approach(Protocol):
     """How a connection to one address of the backend is made."""
 
     def fits(self, address: BackendAddress) -> bool:
-        """Return True if sessions can use *address* at all."""
+        """Return True if the session can use *address*: if it is of the right IP version."""
 
     def prepare(self, address: BackendAddress) -> Awaitable[None] | None:
         """Return what has to be done before *address* is used; it has its own time limit.
@@ -147,7 +150,10 @@ class Dial:
         left_s = limits.connect_timeout_s
         number = sum(map(approach.fits, addresses.current))
         if not number:
-            raise self._unreachable("it has no address that fits this client")
+            raise BackendError(
+                Reason.NO_BACKEND_FOR_FAMILY,
+                f"{self.name} has no address of the client's IP version",
+            )
         patience_s = min(left_s, limits.reply_timeout_s / number)
         # Not the error itself: with its traceback it would refer to this frame.
         kind: type[BackendError] = BackendError

@@ -5,7 +5,7 @@ Source: RFC 5321, 4.2 (replies).
 
 from collections.abc import Awaitable
 
-from proxyshim.backend.addresses import BackendAddress
+from proxyshim.backend.address import BackendAddress
 from proxyshim.errors import BackendError, BackendTimeout, Reason
 from proxyshim.net.closing import close_in_background
 from proxyshim.net.stream import Stream

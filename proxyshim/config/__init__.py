@@ -149,10 +149,17 @@ def _prepare(path: Path, entry: ListenerSettings) -> Listener:
     if entry.denied_clients is not None:
         with _naming(f"{where}: denied_clients = {entry.denied_clients!r:.200}"):
             denylist = read_denylist(path.parent / entry.denied_clients)
+    backend = read_socket_name(entry.backend)
+    if entry.convey == "source-address" and backend.path:
+        raise ConfigError(
+            f"{where}: backend = {entry.backend!r}: expected an address or a name with a"
+            ' port, because with convey = "source-address" the backend reads the client\'s'
+            " address from its socket, and a unix socket has none"
+        )
     return Listener(
         settings=entry,
         binds=tuple(read_socket_name(bind) for bind in entry.bind),
-        backend=read_socket_name(entry.backend),
+        backend=backend,
         ehlo_name=entry.ehlo_name or _own_name(),
         agent_bind=read_socket_name(entry.agent_bind) if entry.agent_bind else None,
         allowlist=allowlist,

@@ -25,7 +25,7 @@ from proxyshim.proxy_header import DEFAULT_MAX_OCTETS
 
 # The values of ``convey``.  They are spelled out here because the conveyances import this
 # package; a test compares them with ``conveyance.BY_NAME``.
-Convey = Literal["xclient", "proxy-v1", "proxy-v2"]
+Convey = Literal["xclient", "proxy-v1", "proxy-v2", "source-address"]
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -133,6 +133,9 @@ class ListenerSettings:
     # the backend or of a proxy has to be named singly, and any listed proxy that claims it is
     # believed.  Use with care.
     believed_claims: Texts = ()
+    # With convey = "source-address": the mark (SO_MARK) of our packets to a backend at an address
+    # of this host that is not a loopback address.  A policy rule selects by it.  0 means no mark.
+    source_mark: Annotated[int, Field(strict=True, ge=0, le=0xFFFF_FFFF)] = 0
     # The name in our own EHLO.  Empty means this host's name if it is qualified, otherwise
     # [127.0.0.1].
     ehlo_name: EhloName = ""

@@ -8,6 +8,11 @@
 - ``xclient_questions.py``  what ``proxyshim check`` asks a backend about XCLIENT
 - ``xclient_verdicts.py``   what the answers mean
 - ``servers.py``            what to write into the configuration of a known mail server
+- ``source_address.py``     connections from the client's own address
+- ``source_socket.py``      a socket that is bound to the client's address
+- ``source_routes.py``      the policy routes that this needs
+- ``source_test.py``        does the backend answer to other hosts' addresses?
+- ``source_check.py``       what ``proxyshim check`` finds out about that on this host
 - ``judgement.py``          the MTA's judgement of a client, in place of the greeting
 - ``asking.py``             asks a backend in the name of clients, for all conveyances
 
@@ -22,6 +27,7 @@ from typing import Final
 from proxyshim.config import Listener
 from proxyshim.conveyance.contract import Conveyance
 from proxyshim.conveyance.proxy_header import HeaderConveyance
+from proxyshim.conveyance.source_address import SourceAddress
 from proxyshim.conveyance.xclient import Xclient
 
 # How to make each one, by the value of a listener's ``convey``.
@@ -30,6 +36,7 @@ BY_NAME: Final[Mapping[str, Callable[[Listener], Conveyance]]] = MappingProxyTyp
         "xclient": Xclient,
         "proxy-v1": HeaderConveyance.v1,
         "proxy-v2": HeaderConveyance.v2,
+        "source-address": SourceAddress.for_listener,
     }
 )
 

@@ -129,7 +129,7 @@ class Conveyance(Protocol):
 
     It is made for a listener, whose settings it may use, and it compares equal to one that
     conveys in the same way.  It keeps no state: what it learns about a backend belongs into the
-    record of that backend's address (``backend/addresses.py``).
+    record of that backend's address (``backend/address.py``).
     """
 
     @property
@@ -147,6 +147,9 @@ class Conveyance(Protocol):
     @property
     def needs(self) -> frozenset[Need]:
         """What it needs from this host."""
+
+    def begin(self, dial: Dial) -> None:
+        """Find out in the background, at the start and after a reload, what sessions need."""
 
     async def open(
         self,

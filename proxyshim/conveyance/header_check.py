@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from proxyshim.addresses import Address
-from proxyshim.backend.addresses import BackendAddress, SecondHeader
+from proxyshim.backend.address import BackendAddress, SecondHeader
 from proxyshim.backend.dial import Dial
 from proxyshim.conveyance.asking import ask_each, open_session, quitting
 from proxyshim.conveyance.contract import STRANGER, STRANGER_V6, Conveyance, Examined

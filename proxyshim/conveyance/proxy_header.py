@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, Self
 
 from proxyshim.addresses import Address, Endpoint
-from proxyshim.backend.addresses import BackendAddress, SecondHeader
+from proxyshim.backend.address import BackendAddress, SecondHeader
 from proxyshim.backend.dial import PLAIN, Dial
 from proxyshim.backend.dialogue import BackendDialogue
 from proxyshim.config import Listener
@@ -92,6 +92,9 @@ class HeaderConveyance:
     def write_own(self, own: Endpoint) -> bytes:
         """Return the header that names ourselves, at both ends."""
         return self.write(own, own)
+
+    def begin(self, dial: Dial) -> None:
+        """Do nothing: the first session finds out."""
 
     async def open(
         self,

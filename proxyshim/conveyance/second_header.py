@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from proxyshim.addresses import Endpoint
-from proxyshim.backend.addresses import BackendAddress, HeaderProof, SecondHeader
+from proxyshim.backend.address import BackendAddress, HeaderProof, SecondHeader
 from proxyshim.backend.dial import PLAIN, Dial
 from proxyshim.backend.dialogue import BackendDialogue
 from proxyshim.errors import BackendError, Reason

@@ -66,6 +66,9 @@ class Xclient:
         """Return the same for all."""
         return hash(Xclient)
 
+    def begin(self, dial: Dial) -> None:
+        """Do nothing: each session finds out."""
+
     async def open(
         self,
         client: Stream | None,

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import socket
+from collections.abc import Callable
 from typing import Final
 
 from proxyshim.net.connection import Connection
@@ -38,8 +39,15 @@ class _Attempt:
         self._sock.close()
 
 
-async def connect_tcp(reactor: Reactor, family: int, address: object) -> Connection:
+async def connect_tcp(
+    reactor: Reactor,
+    family: int,
+    address: object,
+    prepare: Callable[[socket.socket], None] = lambda _: None,
+) -> Connection:
     """Connect to a socket *address* of *family*.  Raises OSError.
+
+    *prepare* may set options of the socket, and bind it, before it connects.
 
     It has no time limit of its own: call it within a Limit.
     """
@@ -47,6 +55,7 @@ async def connect_tcp(reactor: Reactor, family: int, address: object) -> Connect
     descriptor = sock.fileno()
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        prepare(sock)
         error = sock.connect_ex(address)  # type: ignore[arg-type]
         if error == 0:
             return Connection(reactor, sock)

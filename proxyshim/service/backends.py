@@ -25,11 +25,14 @@ class Backends:
         self._metrics = metrics
         self._by_name: dict[SocketName, BackendAddresses] = {}
         self._by_listener: Mapping[str, BackendAddresses] = {}
+        self._from_clients: Collection[str] = ()
 
     async def adopt(
-        self, names: Mapping[str, SocketName]
+        self, names: Mapping[str, SocketName], from_clients: Collection[str] = ()
     ) -> Mapping[str, BackendAddresses]:
         """Resolve the backends of all listeners; return their addresses, by listener.
+
+        The listeners *from_clients* connect to them from the clients' addresses.
 
         Every name is resolved, again if it was before.  One for which that takes too long keeps
         what is known of it.
@@ -42,7 +45,7 @@ class Backends:
         unused = self._by_name.keys() - names.values()
         for addresses in [self._by_name.pop(name) for name in unused]:
             await addresses.close()
-        self._by_listener = found
+        self._by_listener, self._from_clients = found, from_clients
         self._note_readiness()
         return found
 
@@ -74,4 +77,9 @@ class Backends:
     def _note_readiness(self) -> None:
         self._metrics.unresolved = frozenset(
             name for name, each in self._by_listener.items() if not each.is_known
+        )
+        self._metrics.unrouted = frozenset(
+            name
+            for name in self._from_clients
+            if self._by_listener[name].source_fault() is not None
         )

@@ -18,6 +18,7 @@ from proxyshim.backend.dial import BackendLimits, Dial
 from proxyshim.backend.dialogue import LastReply
 from proxyshim.config import Config
 from proxyshim.conveyance import conveyance_of
+from proxyshim.conveyance.contract import Need
 from proxyshim.dns.system import System
 from proxyshim.errors import ConfigError
 from proxyshim.limits import Shares
@@ -146,8 +147,10 @@ class Server:
         # A listener that *config* adds has no sockets until the next start.
         served = {each.settings.name for each in self._config.listeners}
         listeners = [each for each in config.listeners if each.settings.name in served]
+        conveyances = {each.settings.name: conveyance_of(each) for each in listeners}
         backends = await self._backends.adopt(
-            {each.settings.name: each.backend for each in listeners}
+            {each.settings.name: each.backend for each in listeners},
+            [n for n, each in conveyances.items() if Need.ANY_SOURCE in each.needs],
         )
         # From here on there is no await, so no session sees only a part of *config*.
         for listener in listeners:
@@ -167,7 +170,7 @@ class Server:
                     BackendLimits.from_listener(listener),
                     self._last_replies.setdefault(listener.backend, LastReply()),
                 ),
-                conveyance_of(listener),
+                conveyances[name],
                 Reports(name, str(listener.backend), self.metrics, self._throttle),
                 self._resolver if listener.settings.resolve else None,
                 self._shares,
@@ -176,6 +179,7 @@ class Server:
                 self._denylists.adopt(listener),
             )
             self._shared[name] = shared
+            shared.conveyance.begin(shared.dial)
             self._agent_checks.adopt(shared)
             self.metrics.note_allowlist(name, len(listener.allowlist))
         self._limiter.adopt(config.limits)

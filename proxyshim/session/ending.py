@@ -151,11 +151,32 @@ ENDINGS: Final[Mapping[Reason, Ending]] = MappingProxyType(
             "a backend gets clients after it has refused a second PROXY header in a test:"
             " run proxyshim check. See docs/runbook.md"
         ),
+        # As CLIENT_FAMILY_REFUSED: the clients of the other IP version are served.
+        Reason.NO_BACKEND_FOR_FAMILY: Ending(
+            Outcome.BACKEND_FAILED,
+            replies.BACKEND_UNAVAILABLE,
+            "backend_failed",
+            hint="a client can be served from its own address only by an address of the"
+            " same IP version: add one to backend. See docs/runbook.md",
+            is_refusal=True,
+        ),
+        Reason.SOURCE_FORBIDDEN: _backend(
+            "the service may not connect from other hosts' addresses: it needs"
+            " proxyshim.service.d/source-address.conf. See docs/runbook.md"
+        ),
+        Reason.SOURCE_UNROUTED: _backend(
+            "the backend's answers to clients' addresses do not come back to this host:"
+            " start proxyshim-routes.service, and run proxyshim check as root. See"
+            " docs/runbook.md"
+        ),
         Reason.CLIENT_REFUSED: Ending(Outcome.CLIENT_REFUSED),
         # Limits.  The first two refuse a connection before it is a session.
         Reason.TOO_MANY_SESSIONS: _SHED,
         Reason.TOO_MANY_CONNECTIONS: _SHED,
         Reason.TOO_MANY_FROM_CLIENT: Ending(
+            Outcome.REFUSED, replies.TOO_MANY, "client_limited", is_refusal=True
+        ),
+        Reason.CLIENT_PORTS_EXHAUSTED: Ending(
             Outcome.REFUSED, replies.TOO_MANY, "client_limited", is_refusal=True
         ),
         # Ourselves.  Out of something: towards the backend; a connection that is shed for it has no

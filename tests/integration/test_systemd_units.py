@@ -73,6 +73,7 @@ def test_systemd_analyze_accepts_the_units_without_complaint(
         (["addresses"], RESOLVER_ELSEWHERE),
         (["unix-backend"], NO_NETWORK),
         (["bind-port-25"], OWN_PORT),
+        (["source-address"], OWN_PORT),
     ],
     ids=str,
 )

@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).parent.parent.parent / "proxyshim"
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"check", "demo"},
+    {"check", "demo", "routes"},
     {"service"},
     {"session"},
     {"conveyance"},

@@ -7,8 +7,8 @@ import pytest
 
 from proxyshim.addresses import Address, SocketName
 from proxyshim.backend import addresses as module
+from proxyshim.backend.address import AVOID_FAILED_S
 from proxyshim.backend.addresses import (
-    AVOID_FAILED_S,
     MAX_TTL_S,
     MIN_TTL_S,
     PROTECTED_S,

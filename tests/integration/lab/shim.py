@@ -51,15 +51,22 @@ class Shim(Program):
         *,
         haproxy_hosts: Iterable[str],
         log_level: str = "info",
+        wrapper: Sequence[str] = (),
+        metrics: str = "",
     ) -> None:
-        """Write the files into *directory*, start proxyshim, wait until it is ready."""
+        """Write the files into *directory*, start proxyshim, wait until it is ready.
+
+        The command *wrapper* runs it; *metrics* is where it serves its metrics.
+        """
         directory.mkdir(parents=True)
         self.hosts_file = directory / "haproxy_hosts"
         self.write_hosts(haproxy_hosts)
-        config = directory / "proxyshim.toml"
+        self.config = config = directory / "proxyshim.toml"
         log = f'[log]\nformat = "json"\nlevel = "{log_level}"\n'
+        if metrics:
+            log += f'[metrics]\nbind = "{metrics}"\n'
         config.write_text("\n".join([log, *(each.toml() for each in listeners)]))
-        argv = [sys.executable, "-m", "proxyshim", "run", "-c", str(config)]
+        argv = [*wrapper, sys.executable, "-m", "proxyshim", "run", "-c", str(config)]
         root = Path(proxyshim.__file__).parent.parent
         super().__init__(f"proxyshim in {directory}", host, argv, directory=root)
         try:
