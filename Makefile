@@ -3,6 +3,8 @@
 PYTEST_ARGS =
 BENCH_ARGS =
 VENV = .venv/.made-from-the-lock
+# Most tests wait rather than compute.  A file's tests stay together, because they share fixtures.
+PARALLEL = -n 2 --dist loadfile
 
 .PHONY: help demo run quick test bench hostile lint lock clean
 
@@ -24,11 +26,11 @@ run: $(VENV)
 	@.venv/bin/proxyshim demo --serve
 
 quick: lint
-	@.venv/bin/pytest tests/unit tests/property $(PYTEST_ARGS)
+	@.venv/bin/pytest $(PARALLEL) tests/unit tests/property $(PYTEST_ARGS)
 
 test: $(VENV)
 	@tools/install-test-packages
-	@.venv/bin/pytest $(PYTEST_ARGS)
+	@.venv/bin/pytest $(PARALLEL) $(PYTEST_ARGS)
 
 bench: $(VENV)
 	@tools/apt-install $$(sed -E '/^#|^$$/d; s/ .*//' bench/debian-packages.txt) || \

@@ -377,5 +377,5 @@ def test_every_dependency_is_documented() -> None:
     wanted = {re.split("[<>=]", each)[0] for each in project["dependencies"] + demo}
     document = read_document(ROOT / "docs" / "explanation" / "dependencies.md")
     named = set(re.findall(r"(?m)^- \*\*([\w-]+)\*\*", document.text))
-    tools = {"hypothesis", "mypy", "pytest", "pytest-timeout", "ruff"}
+    tools = {"hypothesis", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff"}
     assert named == wanted | tools
