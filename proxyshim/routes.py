@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from proxyshim.addresses import Address
 from proxyshim.backend.addresses import BackendAddresses
+from proxyshim.backend.backend_list import BackendList
 from proxyshim.backend.lookup import SystemLookup
 from proxyshim.config import Config, Listener
 from proxyshim.conveyance import conveyance_of
@@ -50,11 +51,12 @@ async def find_targets(config: Config) -> list[Target]:
 
 
 async def _targets_of(listener: Listener, where: str) -> list[Target]:
-    addresses = BackendAddresses(listener.backend, SystemLookup(System()))
+    lookup = SystemLookup(System())
+    addresses = BackendList([BackendAddresses(n, lookup) for n in listener.backends])
     await addresses.refresh()
-    if not addresses.current:
+    if addresses.failure:
         raise NotReadyError(
-            f"{where}: backend = {listener.settings.backend!r}: {addresses.failure}"
+            f"{where}: backend = {listener.backend_names!r}: {addresses.failure}"
         )
     return [
         _target(ip, listener.settings.source_mark, where)

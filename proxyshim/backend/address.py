@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
-from proxyshim.addresses import Address, read_address
+from proxyshim.addresses import Address, SocketName, read_address
 from proxyshim.errors import Reason
 
 # How long an address that failed is tried after the others.
@@ -86,6 +86,13 @@ class BackendAddress:
         if self.ip is None:
             return f"unix:{self.socket_address}"
         return str(self.ip)
+
+    @property
+    def socket_name(self) -> str:
+        """The address with its port, for the log."""
+        if isinstance(self.socket_address, tuple):
+            return str(SocketName(host=str(self), port=self.socket_address[1]))
+        return str(self)
 
     @property
     def is_failing(self) -> bool:

@@ -9,7 +9,7 @@ a day: rotating DNS answers return parts of a set.
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -43,7 +43,7 @@ class BackendAddresses:
     ) -> None:
         """Take the *name*, as configured; ``refresh`` or ``start`` resolves it.
 
-        *on_change* is called when ``is_known`` or ``source_fault`` may have changed.
+        *on_change* is called when ``is_known`` or the fault of an address may have changed.
         """
         self.name = name
         self._lookup = lookup
@@ -90,18 +90,6 @@ class BackendAddresses:
         """Return the IP addresses that the name has now; none of a unix socket."""
         return frozenset(each.ip for each in self.current if each.ip is not None)
 
-    def source_fault(self) -> Fault | None:
-        """Return why the clients of one IP version cannot be served from their own addresses."""
-        for family in {each.family for each in self.current}:
-            faults = [
-                each.source_proof.fault
-                for each in self.current
-                if each.family == family
-            ]
-            if all(faults):
-                return faults[0]
-        return None
-
     async def wait_settled(self) -> None:
         """Wait until the name was resolved, or could not be."""
         await self._settled.wait()
@@ -113,20 +101,19 @@ class BackendAddresses:
 
         Failing ones come last.
         """
-        now = self._clock()
-        fitting = [each for each in self.current if fits(each)]
-        avoided = [each for each in fitting if each.is_avoided(now)]
-        for each in fitting:
-            if each not in avoided:
-                each.begin_test(now)
-                yield each
-        yield from avoided
+        return in_order_of_use(self.current, self._clock(), fits)
 
-    def note_failure(self, address: BackendAddress, detail: str) -> None:
-        """Note that *address* failed; report it if sessions can use another one."""
+    def now(self) -> float:
+        """Return the time by which failures are remembered."""
+        return self._clock()
+
+    def note_failure(
+        self, address: BackendAddress, detail: str, *, has_others: bool
+    ) -> None:
+        """Note that *address* failed; report it if sessions have others to use."""
         was_failing = address.is_failing
         address.note_failure(self._clock())
-        if not was_failing and len(self.current) > 1:
+        if not was_failing and has_others:
             self._log.warning(
                 "backend_address_failed",
                 backend=str(self.name),
@@ -134,11 +121,11 @@ class BackendAddresses:
                 detail=detail,
             )
 
-    def note_success(self, address: BackendAddress) -> None:
-        """Note that *address* greeted us."""
+    def note_success(self, address: BackendAddress, *, has_others: bool) -> None:
+        """Note that *address* greeted us; report it as ``note_failure`` does."""
         if address.is_failing:
             address.note_success()
-            if len(self.current) > 1:
+            if has_others:
                 self._log.info(
                     "backend_address_recovered",
                     backend=str(self.name),
@@ -286,6 +273,24 @@ class BackendAddresses:
                 )
         self.failure = detail
         self._on_change()
+
+
+def in_order_of_use(
+    addresses: Iterable[BackendAddress],
+    now: float,
+    fits: Callable[[BackendAddress], bool],
+) -> Iterator[BackendAddress]:
+    """Yield those that *fits* accepts: first those that work, then those that failed of late.
+
+    An address that failed long ago is in its old place, for one session, which tests it.
+    """
+    fitting = [each for each in addresses if fits(each)]
+    avoided = [each for each in fitting if each.is_avoided(now)]
+    for each in fitting:
+        if each not in avoided:
+            each.begin_test(now)
+            yield each
+    yield from avoided
 
 
 def _read_literal(name: SocketName) -> Sequence[BackendAddress]:

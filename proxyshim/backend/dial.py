@@ -10,9 +10,8 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
-from proxyshim.addresses import SocketName
 from proxyshim.backend.address import BackendAddress
-from proxyshim.backend.addresses import BackendAddresses
+from proxyshim.backend.backend_list import BackendList
 from proxyshim.backend.dialogue import BackendDialogue, LastReply
 from proxyshim.config import Listener
 from proxyshim.errors import BackendError, BackendTimeout, Reason
@@ -99,6 +98,18 @@ class PlainApproach:
 PLAIN: Final[Approach] = PlainApproach()
 
 
+class Only(PlainApproach):
+    """A connection to one of the addresses."""
+
+    def __init__(self, address: BackendAddress) -> None:
+        """Use *address*."""
+        self._address = address
+
+    def fits(self, address: BackendAddress) -> bool:
+        """Return True for the one address."""
+        return address is self._address
+
+
 class Dial:
     """Connects to the backend of one listener."""
 
@@ -107,7 +118,7 @@ class Dial:
     def __init__(
         self,
         reactor: Reactor,
-        addresses: BackendAddresses,
+        addresses: BackendList,
         limits: BackendLimits,
         last_reply: LastReply | None = None,
     ) -> None:
@@ -121,8 +132,8 @@ class Dial:
         self.limits = limits
 
     @property
-    def name(self) -> SocketName:
-        """The backend, as configured."""
+    def name(self) -> str:
+        """The backend, as configured; several of them separated by commas."""
         return self.addresses.name
 
     # These two return a coroutine instead of being one: each frame costs at every resume.

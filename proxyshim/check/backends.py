@@ -15,6 +15,7 @@ from typing import Final
 from proxyshim.addresses import Address, SocketName
 from proxyshim.allowlist import Network, read_network
 from proxyshim.backend.addresses import BackendAddresses
+from proxyshim.backend.backend_list import BackendList
 from proxyshim.backend.dial import BackendLimits, Dial
 from proxyshim.backend.lookup import SystemLookup
 from proxyshim.check.setup import is_loopback, takes_claims
@@ -52,15 +53,11 @@ class Claim:
 class Backend:
     """A backend, the listeners that use it in the same way, and the claims that they believe."""
 
+    name: SocketName
     dial: Dial
     conveyance: Conveyance
     listeners: tuple[Listener, ...]
     claims: tuple[Claim, ...]
-
-    @property
-    def name(self) -> SocketName:
-        """The backend as the configuration names it."""
-        return self.dial.name
 
     @property
     def clients(self) -> tuple[Address, ...]:
@@ -70,34 +67,48 @@ class Backend:
 
 
 async def find_backends(config: Config, reactor: Reactor) -> list[Backend]:
-    """Return each backend once for each set of limits and each conveyance that listeners use."""
+    """Return each backend once for each set of limits and each conveyance that listeners use.
+
+    Each of a list of backends is asked by itself: the second one must be fit for use as well.
+    """
     shared: dict[tuple[SocketName, BackendLimits, Conveyance], list[Listener]] = {}
     for listener in config.listeners:
         limits = BackendLimits.from_listener(listener)
-        key = (listener.backend, limits, conveyance_of(listener))
-        shared.setdefault(key, []).append(listener)
+        for name in listener.backends:
+            key = (name, limits, conveyance_of(listener))
+            shared.setdefault(key, []).append(listener)
+    known = await _resolve(config)
     backends = []
-    lookup = SystemLookup(System())
     for (name, limits, conveyance), listeners in shared.items():
-        addresses = BackendAddresses(name, lookup)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limits.connect_timeout_s):
-                await addresses.refresh()
-        dial = Dial(reactor, addresses, limits)
-        claims = _find_claims(addresses, listeners)
-        backends.append(Backend(dial, conveyance, tuple(listeners), claims))
+        dial = Dial(reactor, BackendList([known[name]]), limits)
+        claims = _find_claims(known, listeners)
+        backends.append(Backend(name, dial, conveyance, tuple(listeners), claims))
     return backends
 
 
+async def _resolve(config: Config) -> Mapping[SocketName, BackendAddresses]:
+    """Return the addresses of each backend, as far as its name is resolved in time."""
+    lookup = SystemLookup(System())
+    found: dict[SocketName, BackendAddresses] = {}
+    for listener in config.listeners:
+        for name in listener.backends:
+            if name not in found:
+                found[name] = BackendAddresses(name, lookup)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(listener.settings.connect_timeout_s):
+                        await found[name].refresh()
+    return found
+
+
 def _find_claims(
-    addresses: BackendAddresses, listeners: list[Listener]
+    known: Mapping[SocketName, BackendAddresses], listeners: list[Listener]
 ) -> tuple[Claim, ...]:
     claims: dict[Address, Claim] = {}
     for listener in filter(takes_claims, listeners):
         trust = Trust(
             listener.untrusted_claims,
             listener.believed_claims,
-            addresses,
+            BackendList([known[name] for name in listener.backends]),
             listener.allowlist,
         )
         for claim in _claims_to_ask(listener, trust):

@@ -72,7 +72,7 @@ def _is_reached_by(bind: SocketName, backend: SocketName) -> bool:
 
 def _describe(listener: Listener) -> Finding:
     settings = listener.settings
-    where = f"on {', '.join(settings.bind)} for backend {settings.backend}"
+    where = f"on {', '.join(settings.bind)} for backend {listener.backend_names}"
     unix = any(bind.path for bind in listener.binds)
     socket = "; on the unix socket every peer is a proxy" if unix else ""
     denied = ""

@@ -63,13 +63,18 @@ class Listener:
 
     settings: ListenerSettings
     binds: tuple[SocketName, ...]
-    backend: SocketName
+    backends: tuple[SocketName, ...]  # in the order of preference
     ehlo_name: str
     agent_bind: SocketName | None
     allowlist: Allowlist
     untrusted_claims: Networks
     believed_claims: Networks
     denylist: Denylist | None = None
+
+    @property
+    def backend_names(self) -> str:
+        """The backends as configured, for messages."""
+        return ", ".join(map(str, self.backends))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,17 +154,19 @@ def _prepare(path: Path, entry: ListenerSettings) -> Listener:
     if entry.denied_clients is not None:
         with _naming(f"{where}: denied_clients = {entry.denied_clients!r:.200}"):
             denylist = read_denylist(path.parent / entry.denied_clients)
-    backend = read_socket_name(entry.backend)
-    if entry.convey == "source-address" and backend.path:
+    backends = tuple(map(read_socket_name, entry.backend))
+    _check_unique(path, "backend", entry.backend)
+    if entry.convey == "source-address" and any(each.path for each in backends):
+        [unix, *_] = (str(each) for each in backends if each.path)
         raise ConfigError(
-            f"{where}: backend = {entry.backend!r}: expected an address or a name with a"
+            f"{where}: backend = {unix!r}: expected an address or a name with a"
             ' port, because with convey = "source-address" the backend reads the client\'s'
             " address from its socket, and a unix socket has none"
         )
     return Listener(
         settings=entry,
         binds=tuple(read_socket_name(bind) for bind in entry.bind),
-        backend=backend,
+        backends=backends,
         ehlo_name=entry.ehlo_name or _own_name(),
         agent_bind=read_socket_name(entry.agent_bind) if entry.agent_bind else None,
         allowlist=allowlist,

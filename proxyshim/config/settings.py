@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as settings
 
 from proxyshim.config.values import (
-    Backend,
+    Backends,
     Bind,
     Binds,
     EhloName,
@@ -94,8 +94,9 @@ class ListenerSettings:
     name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     # "address:port", "[v6]:port" ("[::]" is IPv6 only), "unix:/path", or "systemd:NAME".
     bind: Binds
-    # The MTA: "address:port", "name:port" or "unix:/path".
-    backend: Backend
+    # The MTA: "address:port", "name:port" or "unix:/path".  Of several, sessions use the
+    # first one that works.
+    backend: Backends
     # For how long the start tries to open *bind* while an address is not there yet or a port is
     # busy.  Then the process ends with 75, so that systemd starts it again.
     bind_timeout_s: Seconds = 30.0

@@ -98,5 +98,8 @@ Nameserver = Annotated[Text, AfterValidator(_check_nameserver)]
 
 # A single text may stand for a list of one.
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_in_a_tuple)]
+Backends = Annotated[
+    tuple[Backend, ...], Field(min_length=1), BeforeValidator(_in_a_tuple)
+]
 Binds = Annotated[tuple[Bind, ...], Field(min_length=1), BeforeValidator(_in_a_tuple)]
 Nameservers = Annotated[tuple[Nameserver, ...], BeforeValidator(_in_a_tuple)]

@@ -32,6 +32,7 @@ from ipaddress import ip_address
 from typing import Final, Protocol
 
 from proxyshim.addresses import Address
+from proxyshim.backend.address import BackendAddress
 from proxyshim.backend.dial import Dial
 from proxyshim.config import Listener
 from proxyshim.errors import BackendError, Reason
@@ -75,6 +76,7 @@ class Relayed:
     early: bytes = b""  # what the backend sent after its greeting
     starttls_offered: bool = False  # to us; what it offers the client may differ
     is_proven: bool = True
+    address: BackendAddress | None = None  # of the backend
 
     @property
     def local_port(self) -> int | None:

@@ -1,25 +1,37 @@
 """What ``proxyshim check`` asks a backend about PROXY headers, and what the answers mean.
 
-Four questions: does it greet a stranger whom a header names; does it refuse a second header; does
-it refuse to serve a connection without a header; and may other addresses of this host send one?
+Four questions, of each address: does it greet a stranger whom a header names; does it refuse a
+second header; does it refuse to serve a connection without a header; and may other addresses of
+this host send one?
 """
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from ipaddress import ip_address
 from typing import Final
 
 from proxyshim.addresses import Address
 from proxyshim.backend.address import BackendAddress, SecondHeader
-from proxyshim.backend.dial import Dial
+from proxyshim.backend.dial import Dial, Only
 from proxyshim.conveyance.asking import ask_each, open_session, quitting
 from proxyshim.conveyance.contract import STRANGER, STRANGER_V6, Conveyance, Examined
-from proxyshim.conveyance.second_header import WriteHeader, judge_second_header
+from proxyshim.conveyance.second_header import (
+    OwnHeader,
+    WriteHeader,
+    judge_second_header,
+)
 from proxyshim.conveyance.servers import how_to_expect_header
 from proxyshim.errors import BackendError, Reason
 from proxyshim.findings import Finding, Severity, Subject
+from proxyshim.net.connect import connect_tcp
+from proxyshim.net.reactor import Reactor
+from proxyshim.net.stream import Stream
 
 # A server that waits for a header does not greet at all, and one that greets may refuse to serve.
 _SILENCE_S: Final = 4.0
+# Our own address towards a backend on this host, and another one that every host has.
+_OURS: Final = (ip_address("127.0.0.1"),)
+_NEIGHBOUR: Final = "127.0.0.2"
 _NO_SESSIONS: Final = "every client would get a 421"
 
 
@@ -85,7 +97,14 @@ async def _examine(
         )
     else:
         yield subject.ok("takes a PROXY header, and refuses a second one")
-        yield await _judge_without(subject, dial)
+        yield await _judge_without(subject, dial, address)
+        if address.ip in _OURS and await _takes_from_neighbour(dial, address, write):
+            yield subject.note(
+                f"takes a PROXY header from {_NEIGHBOUR} too, not only from proxyshim's"
+                f" {address.ip}: any program on this host can name any client to it; if"
+                f" it has a list of proxies, name {address.ip} alone; otherwise let no"
+                " other users log in on this host, or use a unix socket"
+            )
 
 
 async def _advise(dial: Dial) -> str:
@@ -97,11 +116,38 @@ async def _advise(dial: Dial) -> str:
     return how_to_expect_header(greeting)
 
 
-async def _judge_without(subject: Subject, dial: Dial) -> Finding:
+class _FromNeighbour(OwnHeader):
+    """The approach with a header of ours, from another loopback address than our own."""
+
+    async def connect(self, reactor: Reactor, address: BackendAddress) -> Stream:
+        stream = await connect_tcp(
+            reactor,
+            address.family,
+            address.socket_address,
+            lambda sock: sock.bind((_NEIGHBOUR, 0)),
+        )
+        self.send_header(stream)
+        return stream
+
+
+async def _takes_from_neighbour(
+    dial: Dial, address: BackendAddress, write: WriteHeader
+) -> bool:
+    with contextlib.suppress(BackendError):
+        dialogue = await dial.open(_FromNeighbour(write, address))
+        async with quitting(dialogue):
+            reply = await dialogue.command(b"EHLO [127.0.0.1]\r\n")
+            return reply.code == 250
+    return False
+
+
+async def _judge_without(
+    subject: Subject, dial: Dial, address: BackendAddress
+) -> Finding:
     """Judge whether the backend serves a connection that sends no header."""
     is_served = False
     with contextlib.suppress(BackendError):
-        dialogue = await dial.connect()
+        dialogue = await dial.connect(Only(address))
         async with quitting(dialogue):
             await dialogue.greeting(_SILENCE_S)
             reply = await dialogue.command(b"EHLO [127.0.0.1]\r\n")

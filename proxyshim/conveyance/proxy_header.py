@@ -117,7 +117,12 @@ class HeaderConveyance:
             )
         assert backend.greeted_with is not None
         is_proven = self._is_closed_at(backend)
-        return Relayed(backend.stream, backend.greeted_with, is_proven=is_proven)
+        return Relayed(
+            backend.stream,
+            backend.greeted_with,
+            is_proven=is_proven,
+            address=backend.address,
+        )
 
     async def _greet_check(self, dial: Dial) -> Answered:
         """Return the backend's greeting for a health check, after a header that names us."""

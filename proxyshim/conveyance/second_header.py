@@ -187,8 +187,12 @@ class OwnHeader:
     async def connect(self, reactor: Reactor, address: BackendAddress) -> Stream:
         """Connect, and send the header.  Raises OSError."""
         stream = await PLAIN.connect(reactor, address)
-        stream.send(self._write(own_endpoint(stream)))
+        self.send_header(stream)
         return stream
+
+    def send_header(self, stream: Stream) -> None:
+        """Send the header that names our end of the connection."""
+        stream.send(self._write(own_endpoint(stream)))
 
     def judge_greeting(self, greeting: Reply) -> None:
         """Raise BackendError unless it is 220."""

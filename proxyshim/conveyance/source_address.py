@@ -78,7 +78,12 @@ class SourceAddress:
                 return await self._greet_check(dial)
             raise
         assert backend.greeted_with is not None
-        return Relayed(backend.stream, backend.greeted_with, backend.take_rest())
+        return Relayed(
+            backend.stream,
+            backend.greeted_with,
+            backend.take_rest(),
+            address=backend.address,
+        )
 
     async def _find_cause(self, dial: Dial, approach: "_Approach") -> None:
         """After a connection that was not answered: raise BackendError if routes are missing."""

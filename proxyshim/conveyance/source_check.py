@@ -99,10 +99,10 @@ async def examine(
 def _judge_families(
     subject: Subject, dial: Dial, listeners: Sequence[Listener]
 ) -> Iterator[Finding]:
-    served = {each.ip.version for each in dial.addresses.current if each.ip is not None}
-    if not served:
-        return
+    here = {each.ip.version for each in dial.addresses.current if each.ip is not None}
     for listener in listeners:
+        elsewhere = {6 if ":" in each.host else 4 for each in listener.backends}
+        served = here | elsewhere if len(listener.backends) > 1 else here
         accepted = {
             6 if ":" in bind.host else 4 for bind in listener.binds if bind.host
         }

@@ -35,7 +35,7 @@ def begin_test(dial: Dial, address: BackendAddress, mark: int) -> None:
     if address.ip is not None and proof.test is None:
         proof.is_own = None
         proof.has_result.clear()
-        proof.test = dial.addresses.run_test(_test(dial, address, mark))
+        proof.test = dial.addresses.run_test(address, _test(dial, address, mark))
 
 
 async def _test(dial: Dial, address: BackendAddress, mark: int) -> None:
@@ -80,7 +80,7 @@ async def find_fault(dial: Dial, address: BackendAddress, mark: int) -> Fault | 
             f"from {stranger} to {address}: {detail}, although it answers our own"
             " address: the rule or route for its answers is missing",
         )
-    dial.addresses.run_test(_leave(dial, stream))
+    dial.addresses.run_test(address, _leave(dial, stream))
     return None
 
 
@@ -91,7 +91,7 @@ async def _expect_answer(dial: Dial, address: BackendAddress) -> None:
     except (OSError, TimeoutError) as error:
         failure = str(error) or f"no connection within {ANSWER_WITHIN_S:g} s"
         raise BackendError(Reason.BACKEND_UNREACHABLE, failure) from None
-    dial.addresses.run_test(_leave(dial, stream))
+    dial.addresses.run_test(address, _leave(dial, stream))
 
 
 async def _leave(dial: Dial, stream: Stream) -> None:

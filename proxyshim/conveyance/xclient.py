@@ -115,7 +115,8 @@ class Xclient:
     ) -> Examined:
         """Ask whether the backend offers XCLIENT to us alone, and drops the right after use."""
         answers = await ask(self, dial, clients)
-        return judge(dial.name, listeners, clients, answers)
+        [backend] = dial.addresses.members  # check asks each by itself
+        return judge(backend.name, listeners, clients, answers)
 
 
 def _leave(backend: BackendDialogue, error: BaseException) -> None:
@@ -148,7 +149,11 @@ async def _convey(
     greeting = await backend.command(command)
     _judge_answer(greeting, identity.client, names)
     return Relayed(
-        backend.stream, greeting, backend.take_rest(), b"STARTTLS" in offered
+        backend.stream,
+        greeting,
+        backend.take_rest(),
+        b"STARTTLS" in offered,
+        address=backend.address,
     )
 
 

@@ -1,12 +1,13 @@
 """The backends of all listeners: their addresses outlive a reload, as trust has to."""
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
 from proxyshim.addresses import Address, SocketName
 from proxyshim.backend.addresses import BackendAddresses
+from proxyshim.backend.backend_list import BackendList
 from proxyshim.backend.lookup import SystemLookup
 from proxyshim.dns.system import System
 from proxyshim.metrics import Metrics
@@ -24,12 +25,14 @@ class Backends:
         self._lookup = SystemLookup(system)
         self._metrics = metrics
         self._by_name: dict[SocketName, BackendAddresses] = {}
-        self._by_listener: Mapping[str, BackendAddresses] = {}
+        self._by_listener: Mapping[str, BackendList] = {}
         self._from_clients: Collection[str] = ()
 
     async def adopt(
-        self, names: Mapping[str, SocketName], from_clients: Collection[str] = ()
-    ) -> Mapping[str, BackendAddresses]:
+        self,
+        names: Mapping[str, Sequence[SocketName]],
+        from_clients: Collection[str] = (),
+    ) -> Mapping[str, BackendList]:
         """Resolve the backends of all listeners; return their addresses, by listener.
 
         The listeners *from_clients* connect to them from the clients' addresses.
@@ -37,12 +40,17 @@ class Backends:
         Every name is resolved, again if it was before.  One for which that takes too long keeps
         what is known of it.
         """
-        found = {name: self._get(backend) for name, backend in names.items()}
+        used = dict.fromkeys(name for each in names.values() for name in each)
+        members = {name: self._get(name) for name in used}
+        found = {
+            listener: BackendList([members[name] for name in each])
+            for listener, each in names.items()
+        }
         with suppress(TimeoutError):
             async with asyncio.timeout(WAIT_RESOLVED_S):
-                for each in found.values():
+                for each in members.values():
                     await each.wait_settled()
-        unused = self._by_name.keys() - names.values()
+        unused = self._by_name.keys() - used.keys()
         for addresses in [self._by_name.pop(name) for name in unused]:
             await addresses.close()
         self._by_listener, self._from_clients = found, from_clients

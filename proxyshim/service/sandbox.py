@@ -91,7 +91,7 @@ def _needed_addresses(
         for bind in listener.binds:
             yield from _needed_bind(f"listener {name}: bind", bind)
         for address in backends[name]:
-            yield f"listener {name}: backend", str(listener.backend), address
+            yield f"listener {name}: backend", listener.backend_names, address
     if any(listener.settings.resolve for listener in config.listeners):
         for server in config.dns.nameservers or _system_nameservers():
             yield "dns.nameservers", server, _address_of(server)

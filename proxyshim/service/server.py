@@ -96,7 +96,7 @@ class Server:
             self._log,
         )
         self._agent_checks = AgentChecks(self._open_connection, self.metrics)
-        self._last_replies: dict[SocketName, LastReply] = {}
+        self._last_replies: dict[tuple[SocketName, ...], LastReply] = {}
 
     # Start and reload.
 
@@ -149,7 +149,7 @@ class Server:
         listeners = [each for each in config.listeners if each.settings.name in served]
         conveyances = {each.settings.name: conveyance_of(each) for each in listeners}
         backends = await self._backends.adopt(
-            {each.settings.name: each.backend for each in listeners},
+            {each.settings.name: each.backends for each in listeners},
             [n for n, each in conveyances.items() if Need.ANY_SOURCE in each.needs],
         )
         # From here on there is no await, so no session sees only a part of *config*.
@@ -168,10 +168,10 @@ class Server:
                     self._reactor,
                     addresses,
                     BackendLimits.from_listener(listener),
-                    self._last_replies.setdefault(listener.backend, LastReply()),
+                    self._last_replies.setdefault(listener.backends, LastReply()),
                 ),
                 conveyances[name],
-                Reports(name, str(listener.backend), self.metrics, self._throttle),
+                Reports(name, listener.backend_names, self.metrics, self._throttle),
                 self._resolver if listener.settings.resolve else None,
                 self._shares,
                 config.limits.sessions_per_client,

@@ -51,6 +51,7 @@ class SessionRecord:
     __slots__ = (
         "_number",
         "_opened",
+        "backend",
         "backend_port",
         "detail",
         "guard",
@@ -86,6 +87,7 @@ class SessionRecord:
         # True if a similar event was logged within the last minute: then log this one at debug.
         self.is_quiet = False
         self.backend_port: int | None = None
+        self.backend: str | None = None  # where there is a choice
         self.question: Question | None = None  # for the client's names
         self.guard: Guard | None = None
         # Whom it counts for, where clients are limited; see shares.py.
@@ -139,6 +141,8 @@ class SessionRecord:
         story["duration_s"] = round(duration_s, 3)
         story["octets_in"] = client.octets_received
         story["octets_out"] = client.octets_sent
+        if self.backend is not None:
+            story["backend"] = self.backend
         if self.backend_port is not None:
             story["backend_port"] = self.backend_port
         if self.question is not None and self.question.failure is not None:

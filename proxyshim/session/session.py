@@ -300,6 +300,8 @@ class Session:
             self._shared.dial.last_reply,
         )
         record.backend_port = backend.local_port
+        if backend.address is not None and len(self._shared.dial.addresses.current) > 1:
+            record.backend = backend.address.socket_name
         self._client.send(backend.greeting.raw)
         self._shared.reports.metrics.greeting_s.observe(record.age_s)
         watch = admission.watch if admission.is_undecided else None

@@ -24,7 +24,7 @@ Believes = Callable[[Address, Endpoint | None], bool]
 
 
 class BackendSet(Protocol):
-    """The IP addresses of a backend, as they are now; see ``backend/addresses.py``."""
+    """The IP addresses of a backend, as they are now; see ``backend/backend_list.py``."""
 
     def knows(self, version: int) -> bool:
         """Return True if its addresses of that IP version are known."""

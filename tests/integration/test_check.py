@@ -412,6 +412,17 @@ def test_check_asks_a_shared_backend_once(tmp_path: Path) -> None:
     assert len(backend.sessions) == SESSIONS
 
 
+def test_check_asks_each_backend_of_a_list(tmp_path: Path) -> None:
+    with scripted(Script()) as backend, scripted(KEEPS) as other:
+        path = config_for(tmp_path, "FIRST")
+        names = f'["{backend.name}", "{other.name}"]'
+        path.write_text(path.read_text().replace('"FIRST"', names))
+        checked = check(path)
+    assert checked.says("ok", f"backend {backend.name}: drops the right")
+    assert checked.says("warning", f"backend {other.name}: keeps the right")
+    assert checked.says("ok", f"for backend {backend.name}, {other.name}; 1 proxy")
+
+
 def test_check_rejects_a_backend_that_does_not_listen(tmp_path: Path) -> None:
     with socket.socket() as bound:  # but not listening
         bound.bind(("127.0.0.1", 0))
@@ -489,6 +500,9 @@ class NoConveyance:
     def __init__(self, *, works: bool) -> None:
         """Find that sessions can run, or that they cannot."""
         self.works = works
+
+    def begin(self, dial: Dial) -> None:
+        """Do nothing."""
 
     async def open(
         self,

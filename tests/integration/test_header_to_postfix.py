@@ -154,6 +154,8 @@ def test_check_approves_of_a_postfix_that_expects_a_header(
     assert "serves nobody without a PROXY header" in output
     assert "greets the client 192.0.2.1 in a PROXY header" in output
     assert "does not relay for a stranger (192.0.2.1)" in output
+    # Postfix has no list of proxies.
+    assert "takes a PROXY header from 127.0.0.2 too" in output
 
 
 @pytest.mark.parametrize("convey", PORTS)

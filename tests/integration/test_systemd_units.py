@@ -91,7 +91,9 @@ def test_the_service_unit_needs_no_capability() -> None:
 
 
 def test_systemd_waits_as_long_as_a_drain_may_take() -> None:
-    defaults = ListenerSettings(name="mx", bind=("127.0.0.1:0",), backend="127.0.0.1:1")
+    defaults = ListenerSettings(
+        name="mx", bind=("127.0.0.1:0",), backend=("127.0.0.1:1",)
+    )
     longest_s = (
         defaults.drain_timeout_s
         + defaults.drain_opaque_timeout_s

@@ -149,7 +149,7 @@ def test_a_record_outlives_an_answer_without_it(bench: Bench) -> None:
     bench.lookup.become(ONE, TWO)
     bench.refresh()
     [first, second] = bench.addresses.current
-    bench.addresses.note_failure(first, "refused")
+    bench.addresses.note_failure(first, "refused", has_others=True)
     bench.lookup.become(TWO)
     bench.refresh()
     bench.lookup.become(ONE, TWO)
@@ -164,12 +164,12 @@ def test_an_address_that_failed_is_tried_last_and_tested_by_one_session(
     bench.lookup.become(ONE, TWO)
     bench.refresh()
     [first, _] = bench.addresses.current
-    bench.addresses.note_failure(first, "silent")
+    bench.addresses.note_failure(first, "silent", has_others=True)
     assert bench.order() == ["192.0.2.2", "192.0.2.1"]
     bench.now += AVOID_FAILED_S
     assert bench.order() == ["192.0.2.1", "192.0.2.2"]
     assert bench.order() == ["192.0.2.2", "192.0.2.1"]
-    bench.addresses.note_success(first)
+    bench.addresses.note_success(first, has_others=True)
     assert bench.order() == ["192.0.2.1", "192.0.2.2"]
 
 

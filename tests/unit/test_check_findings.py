@@ -14,6 +14,7 @@ import pytest
 from proxyshim.addresses import Address, SocketName, read_socket_name
 from proxyshim.allowlist import ListEntry, read_network
 from proxyshim.backend.addresses import BackendAddresses
+from proxyshim.backend.backend_list import BackendList
 from proxyshim.backend.dial import BackendLimits, Dial
 from proxyshim.backend.lookup import SystemLookup
 from proxyshim.check.backends import Backend, Claim
@@ -135,9 +136,11 @@ def judged(row: Row, directory: Path, more: str = "") -> list[Finding]:
     name = SocketName(host="127.0.0.1", port=10725)
     limits = BackendLimits("shim.example", 5.0, 60.0)
     addresses = BackendAddresses(name, SystemLookup(System()))
-    dial = Dial(cast("Reactor", None), addresses, limits)  # verdicts connect nowhere
+    dial = Dial(
+        cast("Reactor", None), BackendList([addresses]), limits
+    )  # verdicts connect nowhere
     listeners = load(directory, more).listeners
-    backend = Backend(dial, Xclient(listeners[0]), listeners, CLAIMS)
+    backend = Backend(name, dial, Xclient(listeners[0]), listeners, CLAIMS)
     replies = {**dict.fromkeys(CLIENTS, DENIED), **row.replies}
     asked = {each: one for each, one in replies.items() if each not in row.unasked}
     return list(judge_relaying(backend, asked))

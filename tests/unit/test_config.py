@@ -210,6 +210,25 @@ def test_a_wrong_value_gives_one_complaint_that_names_it(
             "listener.bind = '127.0.0.1:2525': appears more than once",
         ),
         (
+            LISTENER.replace('"127.0.0.1:10725"', "[]"),
+            "listener[1].backend = []: expected at least one entry",
+        ),
+        (
+            LISTENER.replace('"127.0.0.1:10725"', '["127.0.0.1:10725", "mx"]'),
+            "listener[1].backend[2] = 'mx': expected \"address:port\","
+            ' "[v6 address]:port" or "unix:/path"',
+        ),
+        (
+            LISTENER.replace('"127.0.0.1:10725"', '["mx.test:25", "mx.test:25"]'),
+            "listener.backend = 'mx.test:25': appears more than once",
+        ),
+        (
+            with_key("convey", '"source-address"').replace("127.0.0.1:10", "unix:/1"),
+            "listener mx: backend = 'unix:/1725': expected an address or a name"
+            ' with a port, because with convey = "source-address" the backend reads the'
+            " client's address from its socket, and a unix socket has none",
+        ),
+        (
             with_key("untrusted_claims", '["10.0.0.0/8", "10.0.0.1/8"]'),
             "listener mx: untrusted_claims: entry 2: '10.0.0.1/8': has host bits set:"
             " write 10.0.0.0/8 for the network, or 10.0.0.1 for the single address",

@@ -202,11 +202,16 @@ def open_rig(
     directory: Path,
     *,
     backend: Backend | None = None,
+    before: Iterable[str] = (),
+    after: Iterable[str] = (),
     hosts: str = f"{LISTED}\n",
     extra: str = "",
     **settings: object,
 ) -> Iterator[Rig]:
-    """Run a shim with the one listener ``mx``, whose keys *settings* change."""
+    """Run a shim with the one listener ``mx``, whose keys *settings* change.
+
+    The listener's backends are *before*, then the rig's own one, then *after*.
+    """
     (directory / "haproxy_hosts").write_text(hosts)
     with ExitStack() as cleanup:
         mta = backend or Backend()
@@ -214,7 +219,7 @@ def open_rig(
         listener = {
             "name": "mx",
             "bind": ["127.0.0.1:0"],
-            "backend": mta.name,
+            "backend": [*before, mta.name, *after],
             "haproxy_hosts": "haproxy_hosts",
             **SETTINGS,
             **settings,

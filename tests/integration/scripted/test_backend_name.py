@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from proxyshim.backend import addresses
+from proxyshim.backend import address, addresses
 from proxyshim.backend.lookup import Found, LookupFailed, SystemLookup
 from tests.integration.scripted.conftest import OpenRig
 from tests.integration.scripted.headers import v1
@@ -258,7 +258,7 @@ def test_an_address_that_recovers_is_used_again(
     rig = open_named(second, connect_timeout_s=0.2)
     assert is_served(rig, v1())
     first.accept().close()
-    monkeypatch.setattr(addresses, "AVOID_FAILED_S", 0.0)
+    monkeypatch.setattr(address, "AVOID_FAILED_S", 0.0)
     client = rig.connect(LISTED)
     client.send(v1())
     with first.accept() as recovered:

@@ -41,6 +41,9 @@ class HandOff:
         identity, sock = self._given.get(timeout=LIMIT_S)
         return str(identity.client), Wire(sock)
 
+    def begin(self, dial: Dial) -> None:
+        """Do nothing."""
+
     async def open(
         self,
         client: Stream | None,

@@ -180,6 +180,23 @@ def test_a_reload_repeats_the_test_while_the_last_verdict_stands(
     assert len({source.port for source in sources if source is not None}) == 2
 
 
+def test_the_test_is_repeated_when_its_hour_is_over(
+    rig_with: OpenRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = rig_with(convey="proxy-v2")
+    rig.connect()
+    stand_test(rig, 2, refuse_second)
+    take_header(rig.accept(), 2)
+    rig.connect()
+    take_header(rig.accept(), 2)
+    assert rig.backend.was_left_alone()  # tested less than an hour ago
+    assert second_header.TESTED_FOR_S == 3600.0
+    monkeypatch.setattr(second_header, "TESTED_FOR_S", 0.0)
+    rig.connect()
+    for mta in (rig.accept(), rig.accept()):  # the client's, and the test's
+        take_header(mta, 2)
+
+
 def test_a_server_that_answers_the_header_gets_no_client(rig_with: OpenRig) -> None:
     rig = rig_with(convey="proxy-v1")
     client = rig.connect()
