@@ -7,6 +7,7 @@ needs, and never touches others.
 
 import json
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterable
 from typing import Any, Final
@@ -20,9 +21,9 @@ from proxyshim.conveyance import conveyance_of
 from proxyshim.conveyance.contract import Need
 from proxyshim.conveyance.source_routes import (
     PREFERENCE,
-    TABLE,
     Place,
     Target,
+    add_rule,
     commands_to_remove,
     commands_to_set,
     place_of,
@@ -90,25 +91,31 @@ def set_routes(targets: Iterable[Target]) -> None:
         for selector in _selectors(version) - wanted:
             _run(f"ip -{version} rule del pref {PREFERENCE} {selector}")
     existing = {version: _selectors(version) for version in (4, 6)}
-    held = {
-        f"ip -{version} rule add pref {PREFERENCE} {selector} lookup {TABLE}"
-        for version in existing
-        for selector in existing[version]
-    }
+    done = {add_rule(t) for t in targets if t.selector in existing[t.address.version]}
     for command in commands_to_set(targets):
-        if command not in held:
+        if command not in done:
             _run(command)
 
 
 def remove_routes() -> None:
-    """Remove all our rules and routes, whatever the configuration was when they were set."""
+    """Remove all our rules and routes, whatever the configuration was when they were set.
+
+    Raises RoutesError if a rule is left.
+    """
     for command in commands_to_remove():
-        _try(command)
+        if not command.startswith("nft ") or shutil.which("nft"):
+            _try(command)
+    for version in (4, 6):
+        for selector in _selectors(version):
+            raise RoutesError(
+                f"the rule {selector} (ip -{version} rule) could not be removed: run"
+                " proxyshim routes --remove as root"
+            )
 
 
 def _selectors(version: int) -> set[str]:
-    """Return what our rules select."""
-    shown = _run(f"ip -json -{version} rule show pref {PREFERENCE}")
+    """Return what our rules select; nothing where the kernel lacks the IP version."""
+    shown = _try(f"ip -json -{version} rule show pref {PREFERENCE}").stdout
     return {_selector(rule) for rule in json.loads(shown or "[]")}
 
 
@@ -131,5 +138,7 @@ def _try(command: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             argv, capture_output=True, text=True, timeout=_COMMAND_WITHIN_S
         )
+    except FileNotFoundError:
+        raise RoutesError(f"{command}: {argv[0]} is not installed") from None
     except (OSError, subprocess.TimeoutExpired) as error:
-        return subprocess.CompletedProcess(argv, 127, "", str(error))
+        raise RoutesError(f"{command}: {error}") from None

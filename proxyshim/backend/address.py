@@ -31,7 +31,7 @@ class HeaderProof:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why an address cannot serve any client at the moment, although it may be well."""
+    """Why an address can serve no client now, although the mail server there may work."""
 
     reason: Reason
     detail: str
@@ -44,10 +44,9 @@ class SourceProof:
     fault: Fault | None = None
     # True if the address is this host's own, but not a loopback address; None: not known yet.
     is_own: bool | None = None
-    test: asyncio.Task[None] | None = (
-        None  # while one is under way, or is to be repeated
-    )
-    # Set when the test has come to a result.
+    # While a test is under way, or is to be repeated.
+    test: asyncio.Task[None] | None = None
+    # Set when the test has a result.
     has_result: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -64,7 +63,7 @@ class BackendAddress:
         "ip",
         "resolved_at",
         "socket_address",
-        "source_proof",
+        "source_proofs",
     )
 
     def __init__(self, family: int, socket_address: object) -> None:
@@ -79,7 +78,8 @@ class BackendAddress:
         self._failed_at: float | None = None
         # By version of the PROXY header.
         self.header_proofs: dict[int, HeaderProof] = {}
-        self.source_proof = SourceProof()
+        # By the mark of our packets.
+        self.source_proofs: dict[int, SourceProof] = {}
 
     def __str__(self) -> str:
         """Return the address for the log."""
@@ -93,6 +93,10 @@ class BackendAddress:
         if isinstance(self.socket_address, tuple):
             return str(SocketName(host=str(self), port=self.socket_address[1]))
         return str(self)
+
+    def source_proof(self, mark: int) -> SourceProof:
+        """Return what we know of connections with that *mark* from clients' addresses."""
+        return self.source_proofs.setdefault(mark, SourceProof())
 
     @property
     def is_failing(self) -> bool:

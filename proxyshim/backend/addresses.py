@@ -9,7 +9,7 @@ a day: rotating DNS answers return parts of a set.
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -94,14 +94,11 @@ class BackendAddresses:
         """Wait until the name was resolved, or could not be."""
         await self._settled.wait()
 
-    def in_order(
-        self, fits: Callable[[BackendAddress], bool] = lambda _: True
-    ) -> Iterator[BackendAddress]:
-        """Yield the addresses that *fits* accepts, in the order in which to try them.
-
-        Failing ones come last.
-        """
-        return in_order_of_use(self.current, self._clock(), fits)
+    def owns(self, address: BackendAddress) -> bool:
+        """Return True if *address* is a record of ours, even if the name has moved since."""
+        if address in self.current:
+            return True
+        return address.ip is not None and self._records.get(address.ip) is address
 
     def now(self) -> float:
         """Return the time by which failures are remembered."""
@@ -132,9 +129,12 @@ class BackendAddresses:
                     address=str(address),
                 )
 
-    def note_source(self, address: BackendAddress, fault: Fault | None) -> None:
-        """Note whether connections from the clients' addresses reach *address*."""
-        before, address.source_proof.fault = address.source_proof.fault, fault
+    def note_source(
+        self, address: BackendAddress, mark: int, fault: Fault | None
+    ) -> None:
+        """Note whether connections with that *mark* from clients' addresses reach *address*."""
+        proof = address.source_proof(mark)
+        before, proof.fault = proof.fault, fault
         about = {"backend": str(self.name), "address": str(address)}
         if fault is not None and fault != before:
             self._log.error(
@@ -181,6 +181,11 @@ class BackendAddresses:
         for address in self.current:
             for proof in address.header_proofs.values():
                 proof.tested_at = float("-inf")
+            # The next configuration begins the tests that it needs.
+            for each in address.source_proofs.values():
+                if each.test is not None:
+                    each.test.cancel()
+                    each.test = None
         if not self._is_literal:
             self._settled.clear()
             self._hurry.set()
@@ -273,24 +278,6 @@ class BackendAddresses:
                 )
         self.failure = detail
         self._on_change()
-
-
-def in_order_of_use(
-    addresses: Iterable[BackendAddress],
-    now: float,
-    fits: Callable[[BackendAddress], bool],
-) -> Iterator[BackendAddress]:
-    """Yield those that *fits* accepts: first those that work, then those that failed of late.
-
-    An address that failed long ago is in its old place, for one session, which tests it.
-    """
-    fitting = [each for each in addresses if fits(each)]
-    avoided = [each for each in fitting if each.is_avoided(now)]
-    for each in fitting:
-        if each not in avoided:
-            each.begin_test(now)
-            yield each
-    yield from avoided
 
 
 def _read_literal(name: SocketName) -> Sequence[BackendAddress]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from proxyshim.addresses import Address
 from proxyshim.backend.address import BackendAddress, Fault
-from proxyshim.backend.addresses import BackendAddresses, in_order_of_use
+from proxyshim.backend.addresses import BackendAddresses
 
 
 class BackendList:
@@ -37,10 +37,17 @@ class BackendList:
     ) -> Iterator[BackendAddress]:
         """Yield the addresses that *fits* accepts, in the order in which to try them.
 
-        Failing ones come last.
+        Those that failed of late come last.  One that failed long ago is in its old place, for one
+        session, which tests it.
         """
         now = self.members[0].now()
-        return in_order_of_use(self.current, now, fits)
+        fitting = [each for each in self.current if fits(each)]
+        avoided = [each for each in fitting if each.is_avoided(now)]
+        for each in fitting:
+            if each not in avoided:
+                each.begin_test(now)
+                yield each
+        yield from avoided
 
     # The rule of trust asks these: it is as strict as for any of the members.
 
@@ -85,16 +92,20 @@ class BackendList:
         """Note that *address* greeted us."""
         self._owner(address).note_success(address, has_others=len(self.current) > 1)
 
-    def note_source(self, address: BackendAddress, fault: Fault | None) -> None:
-        """Note whether connections from the clients' addresses reach *address*."""
-        self._owner(address).note_source(address, fault)
+    def note_source(
+        self, address: BackendAddress, mark: int, fault: Fault | None
+    ) -> None:
+        """Note whether connections with that *mark* from clients' addresses reach *address*."""
+        self._owner(address).note_source(address, mark, fault)
 
-    def source_fault(self) -> Fault | None:
+    def source_fault(self, mark: int) -> Fault | None:
         """Return why the clients of one IP version cannot be served from their own addresses."""
         current = self.current
         for family in {each.family for each in current}:
             faults = [
-                each.source_proof.fault for each in current if each.family == family
+                each.source_proof(mark).fault
+                for each in current
+                if each.family == family
             ]
             if all(faults):
                 return faults[0]
@@ -108,6 +119,6 @@ class BackendList:
 
     def _owner(self, address: BackendAddress) -> BackendAddresses:
         for member in self.members:
-            if address in member.current:
+            if member.owns(address):
                 return member
-        return self.members[0]  # the name does not resolve to it any more
+        return self.members[0]  # it is forgotten, a day after the name moved

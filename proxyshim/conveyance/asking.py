@@ -7,7 +7,7 @@ to find out for whom the backend relays.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -16,13 +16,16 @@ from proxyshim.addresses import Address, Endpoint
 from proxyshim.backend.dial import Dial
 from proxyshim.backend.dialogue import BackendDialogue
 from proxyshim.conveyance.contract import (
+    STRANGER,
     STRANGER_V6,
     Conveyance,
+    Examined,
     Relayed,
     no_names,
     no_warning,
 )
 from proxyshim.errors import BackendError, Reason
+from proxyshim.findings import Finding, Subject
 from proxyshim.identity import Identity
 from proxyshim.smtp.replies import Reply
 
@@ -81,6 +84,46 @@ def takes_ipv6(answer_to_stranger: object) -> bool:
     return (
         not isinstance(answer_to_stranger, BackendError)
         or answer_to_stranger.reason is Reason.CLIENT_REFUSED
+    )
+
+
+async def examine_sessions(
+    conveyance: Conveyance,
+    dial: Dial,
+    clients: Iterable[Address],
+    findings: Sequence[Finding],
+    greeted: str,
+) -> Examined:
+    """Open a session for each of *clients*; add to the *findings* what the strangers got.
+
+    *greeted* is the finding for a stranger that was greeted, with ``{}`` for its address.
+    """
+    subject = Subject(f"backend {dial.name}")
+
+    async def ask_as(client: Address) -> None:
+        async with open_session(conveyance, dial, client):
+            pass
+
+    answers = await ask_each(clients, ask_as)
+    judged = [
+        _judge_stranger(subject, client, answers[client], greeted)
+        for client in (STRANGER, STRANGER_V6)
+        if client in answers
+    ]
+    remaining = tuple(c for c, a in answers.items() if not isinstance(a, BackendError))
+    return Examined([*findings, *judged], remaining)
+
+
+def _judge_stranger(
+    subject: Subject, client: Address, answer: BackendError | None, greeted: str
+) -> Finding:
+    if answer is None:
+        return subject.ok(greeted.format(client))
+    if answer.reason is Reason.CLIENT_REFUSED:
+        return subject.warning(f"refuses the client {client} at once: {answer.detail}")
+    return subject.error(
+        f"fails in a session for the client {client}: {answer.detail}; every client"
+        " would get a 421"
     )
 
 

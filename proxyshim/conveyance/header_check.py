@@ -13,8 +13,8 @@ from typing import Final
 from proxyshim.addresses import Address
 from proxyshim.backend.address import BackendAddress, SecondHeader
 from proxyshim.backend.dial import Dial, Only
-from proxyshim.conveyance.asking import ask_each, open_session, quitting
-from proxyshim.conveyance.contract import STRANGER, STRANGER_V6, Conveyance, Examined
+from proxyshim.conveyance.asking import examine_sessions, quitting
+from proxyshim.conveyance.contract import Conveyance, Examined
 from proxyshim.conveyance.second_header import (
     OwnHeader,
     WriteHeader,
@@ -50,27 +50,8 @@ async def examine(
         findings.append(subject.error(f"has no address; {_NO_SESSIONS}"))
     if any(finding.severity is Severity.ERROR for finding in findings):
         return Examined(findings, ())
-
-    async def ask_as(client: Address) -> None:
-        async with open_session(conveyance, dial, client):
-            pass
-
-    answers = await ask_each(clients, ask_as)
-    failures = {c: e for c, e in answers.items() if isinstance(e, BackendError)}
-    for client, error in failures.items():
-        if client in (STRANGER, STRANGER_V6):
-            findings.append(_judge_stranger(subject, client, error))
-    if STRANGER in answers and STRANGER not in failures:
-        findings.append(subject.ok(f"greets the client {STRANGER} in a PROXY header"))
-    remaining = tuple(c for c in clients if c in answers and c not in failures)
-    return Examined(findings, remaining)
-
-
-def _judge_stranger(subject: Subject, client: Address, error: BackendError) -> Finding:
-    if error.reason is Reason.CLIENT_REFUSED:
-        return subject.warning(f"refuses the client {client} at once: {error.detail}")
-    return subject.error(
-        f"fails in a session for the client {client}: {error.detail}; {_NO_SESSIONS}"
+    return await examine_sessions(
+        conveyance, dial, clients, findings, "greets the client {} in a PROXY header"
     )
 
 
@@ -117,7 +98,7 @@ async def _advise(dial: Dial) -> str:
 
 
 class _FromNeighbour(OwnHeader):
-    """The approach with a header of ours, from another loopback address than our own."""
+    """Connects from another loopback address than we do, and sends our header there."""
 
     async def connect(self, reactor: Reactor, address: BackendAddress) -> Stream:
         stream = await connect_tcp(

@@ -91,7 +91,7 @@ class SourceAddress:
         for address in suspects:
             begin_test(dial, address, self.mark)
         for address in suspects:
-            proof = address.source_proof
+            proof = address.source_proof(self.mark)
             await run_in_task(dial.reactor.loop, proof.has_result.wait())
             if proof.fault is not None:
                 raise BackendError(proof.fault.reason, proof.fault.detail)
@@ -105,7 +105,7 @@ class SourceAddress:
 
     async def is_up(self, dial: Dial) -> bool:
         """Return True if the backend greets us, and its answers to clients come back."""
-        if (fault := dial.addresses.source_fault()) is not None:
+        if (fault := dial.addresses.source_fault(self.mark)) is not None:
             raise BackendError(fault.reason, fault.detail)
         backend = await dial.open()
         backend.quit()
@@ -115,7 +115,7 @@ class SourceAddress:
         self, dial: Dial, listeners: Sequence[Listener], clients: Sequence[Address]
     ) -> Examined:
         """Find out whether the backend answers to other hosts' addresses, and why not."""
-        return await examine(self, dial, listeners, clients)
+        return await examine(self, self.mark, dial, listeners, clients)
 
 
 class _Approach:
@@ -130,7 +130,7 @@ class _Approach:
         return ip is not None and ip.version == self._client.address.version
 
     def prepare(self, address: BackendAddress) -> None:
-        if (fault := address.source_proof.fault) is not None:
+        if (fault := address.source_proof(self._mark).fault) is not None:
             raise BackendError(fault.reason, fault.detail)
 
     async def connect(self, reactor: Reactor, address: BackendAddress) -> Stream:

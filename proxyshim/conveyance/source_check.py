@@ -8,23 +8,20 @@ has to run as root.  ``ip -json`` shows the rules and routes, so no netlink libr
 import json
 import subprocess
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
-from proxyshim.addresses import Address
+from proxyshim.addresses import Address, SocketName
 from proxyshim.backend.address import BackendAddress, Fault
 from proxyshim.backend.dial import Dial
 from proxyshim.config import Listener
-from proxyshim.conveyance.asking import ask_each, open_session
-from proxyshim.conveyance.contract import (
-    STRANGER,
-    STRANGER_V6,
-    Conveyance,
-    Examined,
-)
+from proxyshim.conveyance.asking import examine_sessions
+from proxyshim.conveyance.contract import Conveyance, Examined
 from proxyshim.conveyance.source_routes import (
     ACCEPT_MARK,
     DEFAULT_MARK,
+    TABLE,
     Place,
     Target,
     accept_mark,
@@ -45,13 +42,16 @@ _DROP_IN: Final = "systemd/proxyshim.service.d/source-address.conf.example"
 
 async def examine(
     conveyance: Conveyance,
+    mark: int,
     dial: Dial,
     listeners: Sequence[Listener],
     clients: Sequence[Address],
 ) -> Examined:
-    """Test each address of the backend, and a session for each of *clients*."""
+    """Test each address of the backend, and a session for each of *clients*.
+
+    *mark* is the ``source_mark`` of the *listeners*.
+    """
     subject = Subject(f"backend {dial.name}")
-    mark = max(listener.settings.source_mark for listener in listeners)
     findings = list(_judge_families(subject, dial, listeners))
     findings += _judge_service(subject)
     usable: set[int] = set()
@@ -65,35 +65,13 @@ async def examine(
     if not dial.addresses.current:
         findings.append(subject.error(f"has no address; {_NO_SESSIONS}"))
     able = [client for client in clients if client.version in usable]
-
-    async def ask_as(client: Address) -> None:
-        async with open_session(conveyance, dial, client):
-            pass
-
-    answers = await ask_each(able, ask_as)
-    failures = {c: e for c, e in answers.items() if isinstance(e, BackendError)}
-    for client in (STRANGER, STRANGER_V6):
-        if client not in answers:
-            continue
-        failure = failures.get(client)
-        if failure is None:
-            findings.append(
-                subject.ok(
-                    f"greets a client that connects from {client}, as that client"
-                )
-            )
-        elif failure.reason is Reason.CLIENT_REFUSED:
-            findings.append(
-                subject.warning(
-                    f"refuses the client {client} at once: {failure.detail}"
-                )
-            )
-        else:
-            findings.append(
-                subject.error(f"fails in a session for {client}: {failure.detail}")
-            )
-    remaining = tuple(c for c in able if c in answers and c not in failures)
-    return Examined(findings, remaining)
+    return await examine_sessions(
+        conveyance,
+        dial,
+        able,
+        findings,
+        "greets a client that connects from {}, as that client",
+    )
 
 
 def _judge_families(
@@ -101,18 +79,27 @@ def _judge_families(
 ) -> Iterator[Finding]:
     here = {each.ip.version for each in dial.addresses.current if each.ip is not None}
     for listener in listeners:
-        elsewhere = {6 if ":" in each.host else 4 for each in listener.backends}
-        served = here | elsewhere if len(listener.backends) > 1 else here
+        served: set[int] = set(here)
+        if len(listener.backends) > 1:
+            for each in listener.backends:
+                served |= _versions_of(each)
         accepted = {
             6 if ":" in bind.host else 4 for bind in listener.binds if bind.host
         }
         for version in sorted(accepted - served):
             yield subject.warning(
                 f"has no IPv{version} address, but listener {listener.settings.name}"
-                f" takes IPv{version} clients, which would get a 421: add an address to"
-                " backend, or a proxy's header may name IPv"
-                f"{version} clients only where there is one"
+                f" takes IPv{version} clients, which would get a 421: add an IPv{version}"
+                " address to backend"
             )
+
+
+def _versions_of(backend: SocketName) -> set[int]:
+    """Return the IP versions that a backend may have; both for a host name."""
+    try:
+        return {ip_address(backend.host).version}
+    except ValueError:
+        return {4, 6}
 
 
 def _judge_service(subject: Subject) -> Iterator[Finding]:
@@ -177,7 +164,7 @@ def find_missing(target: Target, *, is_marked: bool) -> Iterator[str]:
     tables = {rule["table"] for rule in _rules(ip.version) if _selects(rule, target)}
     if not tables:
         yield f"the rule for the answers of {ip} is missing: run {add_rule(target)}"
-    if not any(_delivers(ip.version, table) for table in tables or {"123"}):
+    if not any(_delivers(ip.version, table) for table in tables or {str(TABLE)}):
         yield f"the route for the answers of {ip} is missing: run {add_route(ip.version)}"
     if place is Place.OWN_ADDRESS and _kernel_setting(ACCEPT_MARK) == "0":
         yield f"the kernel setting {ACCEPT_MARK} is 0: run {accept_mark()}"

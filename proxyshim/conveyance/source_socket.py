@@ -42,7 +42,7 @@ async def connect_from(
 
     Raises OSError, and BackendError with the reason SOURCE_FORBIDDEN or CLIENT_PORTS_EXHAUSTED.
     """
-    if not _needs_mark(address):
+    if not _is_own(address, mark):
         mark = 0
     try:
         stream = await _connect(reactor, address, client, mark)
@@ -107,9 +107,9 @@ def _explain(error: OSError, client: Endpoint) -> OSError | BackendError:
     return error
 
 
-def _needs_mark(address: BackendAddress) -> bool:
+def _is_own(address: BackendAddress, mark: int) -> bool:
     """Return True if *address* is this host's own, but not a loopback address."""
-    proof = address.source_proof
+    proof = address.source_proof(mark)
     if proof.is_own is None:
         ip = address.ip
         proof.is_own = ip is not None and not ip.is_loopback and is_local(ip)

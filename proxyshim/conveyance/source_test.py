@@ -31,7 +31,7 @@ _GREETING_WITHIN_S: Final = 5.0
 
 def begin_test(dial: Dial, address: BackendAddress, mark: int) -> None:
     """Test *address* in the background, unless a test is under way."""
-    proof = address.source_proof
+    proof = address.source_proof(mark)
     if address.ip is not None and proof.test is None:
         proof.is_own = None
         proof.has_result.clear()
@@ -39,20 +39,21 @@ def begin_test(dial: Dial, address: BackendAddress, mark: int) -> None:
 
 
 async def _test(dial: Dial, address: BackendAddress, mark: int) -> None:
-    proof = address.source_proof
+    proof = address.source_proof(mark)
     try:
         while address in dial.addresses.current:
             try:
                 fault = await find_fault(dial, address, mark)
             except BackendError:  # it does not answer at all, so the last result stands
                 fault = proof.fault
-            dial.addresses.note_source(address, fault)
+            dial.addresses.note_source(address, mark, fault)
             proof.has_result.set()
             if fault is None:
                 break
             await asyncio.sleep(REPEAT_S)
     finally:
-        proof.test = None
+        if proof.test is asyncio.current_task():  # a reload may have begun another one
+            proof.test = None
         proof.has_result.set()
 
 

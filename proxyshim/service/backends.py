@@ -26,16 +26,16 @@ class Backends:
         self._metrics = metrics
         self._by_name: dict[SocketName, BackendAddresses] = {}
         self._by_listener: Mapping[str, BackendList] = {}
-        self._from_clients: Collection[str] = ()
+        self._marks: Mapping[str, int] = {}
 
     async def adopt(
         self,
         names: Mapping[str, Sequence[SocketName]],
-        from_clients: Collection[str] = (),
+        marks: Mapping[str, int],
     ) -> Mapping[str, BackendList]:
         """Resolve the backends of all listeners; return their addresses, by listener.
 
-        The listeners *from_clients* connect to them from the clients' addresses.
+        *marks* has the ``source_mark`` of each listener that connects from the clients' addresses.
 
         Every name is resolved, again if it was before.  One for which that takes too long keeps
         what is known of it.
@@ -53,7 +53,7 @@ class Backends:
         unused = self._by_name.keys() - used.keys()
         for addresses in [self._by_name.pop(name) for name in unused]:
             await addresses.close()
-        self._by_listener, self._from_clients = found, from_clients
+        self._by_listener, self._marks = found, marks
         self._note_readiness()
         return found
 
@@ -88,6 +88,6 @@ class Backends:
         )
         self._metrics.unrouted = frozenset(
             name
-            for name in self._from_clients
-            if self._by_listener[name].source_fault() is not None
+            for name, mark in self._marks.items()
+            if self._by_listener[name].source_fault(mark) is not None
         )

@@ -150,7 +150,11 @@ class Server:
         conveyances = {each.settings.name: conveyance_of(each) for each in listeners}
         backends = await self._backends.adopt(
             {each.settings.name: each.backends for each in listeners},
-            [n for n, each in conveyances.items() if Need.ANY_SOURCE in each.needs],
+            {
+                each.settings.name: each.settings.source_mark
+                for each in listeners
+                if Need.ANY_SOURCE in conveyances[each.settings.name].needs
+            },
         )
         # From here on there is no await, so no session sees only a part of *config*.
         for listener in listeners:

@@ -367,23 +367,48 @@ def test_routes_that_vanish_are_noticed_and_used_again(
     wait_ready(place)
 
 
+def test_a_reload_with_the_right_mark_ends_the_failure(
+    place: Place, shim: Shim
+) -> None:
+    settings: dict[str, object] = {"convey": "source-address"}
+    backend, bind = BACKENDS["own"][0], [f"{MAIL}:4930"]
+    table = Listener("marked", bind, backend, settings)
+    running = Shim(
+        place.mail, place.directory / "shim-mark", [table], haproxy_hosts=[PROXY]
+    )
+    assert running.wait_event("source_failed")["reason"] == "source_unrouted"
+    text = running.config.read_text()
+    running.config.write_text(text + f"source_mark = {MARK}\n")
+    running.reload()
+    with Conversation.open(place.client, (MAIL, 4930), CLIENT) as talk:
+        assert talk.reply().code == 220
+    running.stop_cleanly(["source_failed"])
+
+
 def test_without_the_capability_clients_get_421(place: Place, shim: Shim) -> None:
     without = ["setpriv", "--bounding-set", "-net_raw,-net_admin", "--"]
     settings = {"convey": "source-address"}
     bind = [f"{MAIL}:4921", f"[{MAIL6}]:4921"]
     four = Listener("four", bind, LOOP, settings)
     six = Listener("six", [f"[{MAIL6}]:4922"], LOOP6, settings)
-    place_of_shim = place.directory / "shim-without"
+    other = Listener("other", [f"[{MAIL6}]:4923"], BACKENDS["other"][1], settings)
     running = Shim(
-        place.mail, place_of_shim, [four, six], haproxy_hosts=[PROXY], wrapper=without
+        place.mail,
+        place.directory / "shim-without",
+        [four, six, other],
+        haproxy_hosts=[PROXY],
+        wrapper=without,
     )
-    failed = running.wait_event("source_failed")
-    assert failed["reason"] == "source_forbidden"
+    failed = running.wait_event("source_failed", reason="source_forbidden")
     assert "CAP_NET_RAW" in failed["detail"]
     with Conversation.open(place.client, (MAIL, 4921), CLIENT) as talk:
         assert talk.reply().octets.startswith(b"421 4.3.0 ")
     with Conversation.open(place.client, (MAIL6, 4922), CLIENT6) as talk:
         assert talk.reply().code == 220  # IPv6 needs none
+    # But a packet filter cannot recognise the answers from another host.
+    running.wait_event("source_failed", reason="source_unrouted", backend=other.backend)
+    with Conversation.open(place.client, (MAIL6, 4923), CLIENT6) as talk:
+        assert talk.reply().octets.startswith(b"421 4.3.0 ")
     running.stop_cleanly(["source_failed", "backend_failed"])
 
 
@@ -489,6 +514,19 @@ def test_setting_routes_again_removes_only_our_own_old_ones(
     after = place.client.run([ip, "rule"])
     assert "1230:" not in after
     assert "99:\tfrom 127.9.9.9 lookup 9" in after
+
+
+def test_routes_that_could_not_be_removed_are_reported(
+    place: Place, routes: Path
+) -> None:
+    program = [sys.executable, "-m", "proxyshim", "routes", "--remove"]
+    weak = ["setpriv", "--bounding-set", "-net_admin", "--", *program]
+    root = Path(proxyshim.__file__).parent.parent
+    done = subprocess.run(
+        place.mail.command(weak), capture_output=True, text=True, timeout=60, cwd=root
+    )
+    assert done.returncode == 78
+    assert "could not be removed: run proxyshim routes --remove as root" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from proxyshim.backend.addresses import (
     RETRY_S,
     BackendAddresses,
 )
+from proxyshim.backend.backend_list import BackendList
 from proxyshim.backend.lookup import Found, LookupFailed
 
 ONE, TWO = ip_address("192.0.2.1"), ip_address("192.0.2.2")
@@ -57,7 +58,7 @@ class Bench:
         return asyncio.run(self.addresses.refresh())
 
     def order(self) -> list[str]:
-        return [str(each) for each in self.addresses.in_order()]
+        return [str(each) for each in BackendList([self.addresses]).in_order()]
 
 
 @pytest.fixture
