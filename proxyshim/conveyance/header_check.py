@@ -61,9 +61,13 @@ async def _examine(
     try:
         verdict = await judge_second_header(dial, address, write)
     except BackendError as error:
+        said = await _hear_without(dial)
         advice = ""
-        if error.reason is Reason.HEADER_NOT_UNDERSTOOD:
-            advice = f"; it does not expect a PROXY header: {await _advise(dial)}"
+        # Some close, or greet with an error, because the header comes too early for them.
+        if error.reason is Reason.HEADER_NOT_UNDERSTOOD or said.startswith(b"220"):
+            advice = (
+                f"; it does not expect a PROXY header: {how_to_expect_header(said)}"
+            )
         yield subject.error(f"{error.detail}; {_NO_SESSIONS}{advice}")
         return
     if verdict is SecondHeader.OBEYED:
@@ -88,13 +92,15 @@ async def _examine(
             )
 
 
-async def _advise(dial: Dial) -> str:
-    greeting = b""
+async def _hear_without(dial: Dial) -> bytes:
+    """Return what the backend says to a connection that sends no header."""
+    said = b""
     with contextlib.suppress(BackendError):
         dialogue = await dial.connect()
         async with quitting(dialogue):
-            greeting = (await dialogue.greeting(_SILENCE_S)).raw
-    return how_to_expect_header(greeting)
+            said = (await dialogue.greeting(_SILENCE_S)).raw
+            said += (await dialogue.command(b"EHLO [127.0.0.1]\r\n")).raw
+    return said
 
 
 class _FromNeighbour(OwnHeader):

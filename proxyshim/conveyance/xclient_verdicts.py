@@ -12,7 +12,7 @@ from proxyshim.addresses import Address, SocketName
 from proxyshim.config import Listener
 from proxyshim.conveyance.asking import takes_ipv6
 from proxyshim.conveyance.contract import STRANGER, STRANGER_V6, Examined
-from proxyshim.conveyance.servers import instead_of_xclient
+from proxyshim.conveyance.servers import when_xclient_is_missing
 from proxyshim.conveyance.xclient_questions import Answers, ToClient, ToProxyshim
 from proxyshim.errors import BackendError, Reason
 from proxyshim.findings import Finding, Severity, Subject
@@ -243,8 +243,9 @@ def _find_defect(backend: SocketName, ours: ToProxyshim) -> str:
         )
     parameters = ours.offered.get(b"XCLIENT")
     if parameters is None:
-        advice = instead_of_xclient(ours.greeting.raw) or _advise_postfix(
-            backend, ours.own_address
+        said = ours.greeting.raw + ours.ehlo.raw
+        advice = when_xclient_is_missing(
+            said, _advise_postfix(backend, ours.own_address)
         )
         return f"does not offer XCLIENT to proxyshim; {_NO_SESSIONS}; {advice}"
     if not offers_identity(parameters):
