@@ -6,13 +6,14 @@ VENV = .venv/.made-from-the-lock
 # Most tests wait rather than compute.  A file's tests stay together, because they share fixtures.
 PARALLEL = -n 2 --dist loadfile
 
-.PHONY: help demo run quick test bench hostile lint lock clean
+.PHONY: help demo run quick test matrix bench hostile lint lock clean
 
 help:
 	@echo "make demo   play four conversations through proxyshim and an embedded mail server"
 	@echo "make run    keep the same pair running until Ctrl-C, so that you can try it"
 	@echo "make quick  lint, and the unit and property tests: no root, no Debian packages"
 	@echo "make test   all tests (PYTEST_ARGS='-k v2' runs some of them)"
+	@echo "make matrix test each mail server of docs/how-to/conveyance.md with each conveyance"
 	@echo "make bench  compare proxyshim with nginx and HAProxy (BENCH_ARGS=--quick, --help)"
 	@echo "make hostile  what one hostile client can cost: time, memory, and a stall for others"
 	@echo "make lint   ruff, mypy, and systemd's check of the unit"
@@ -31,6 +32,12 @@ quick: lint
 test: $(VENV)
 	@tools/install-test-packages
 	@.venv/bin/pytest $(PARALLEL) $(PYTEST_ARGS)
+
+# The servers are not installed but unpacked, because their packages exclude each other.
+matrix: $(VENV)
+	@tools/install-test-packages
+	@command -v node >/dev/null && command -v npm >/dev/null || tools/apt-install nodejs npm
+	@.venv/bin/pytest -n 2 --dist loadgroup tests/matrix $(PYTEST_ARGS)
 
 bench: $(VENV)
 	@tools/apt-install $$(sed -E '/^#|^$$/d; s/ .*//' bench/debian-packages.txt) || \

@@ -522,4 +522,4 @@ def test_dovecot_accepts_every_documented_example(block: Block, tmp_path: Path) 
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    assert "login_trusted_networks = 127.0.0.1\n" in done.stdout
+    assert "address = 127.0.0.1\n" in done.stdout
