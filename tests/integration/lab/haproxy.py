@@ -78,12 +78,17 @@ class HAProxy(Program):
                 problem.add_note("\n".join(self.lines.since()))
                 raise
 
-    def server_state(self, listen: str) -> dict[str, str]:
-        """Return the row of "show stat" for that section's server."""
+    def server_state(self, listen: str, server: str = "mx") -> dict[str, str]:
+        """Return the row of "show stat" for that section's *server*."""
         for row in csv.DictReader(StringIO(self._ask("show stat").lstrip("# "))):
-            if row["pxname"] == listen and row["svname"] == "mx":
+            if row["pxname"] == listen and row["svname"] == server:
                 return row
-        raise AssertionError(f"haproxy has no section {listen}")
+        raise AssertionError(f"haproxy has no server {listen}/{server}")
+
+    def tell(self, command: str) -> None:
+        """Give an order on the socket for administrators."""
+        answer = self._ask(command).strip()
+        assert not answer, answer
 
     def _ask(self, command: str) -> str:
         with socket.socket(socket.AF_UNIX) as sock:
