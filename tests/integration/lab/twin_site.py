@@ -5,8 +5,9 @@ Postfix and proxyshim ask one DNS server, which serves RECORDS (the blocklist, t
 
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
@@ -267,8 +268,8 @@ def all_services() -> dict[str, dict[str, str]]:
 
 
 @contextmanager
-def open_twin_site() -> Iterator[TwinSite]:
-    """Make the site, and remove everything afterwards."""
+def open_twin_site(convey: str = "xclient") -> Iterator[TwinSite]:
+    """Make the site, with that conveyance, and remove everything afterwards."""
     need_root()
     with ExitStack() as cleanup:
         directory = Path(tempfile.mkdtemp(prefix="proxyshim-twin-"))
@@ -297,13 +298,13 @@ def open_twin_site() -> Iterator[TwinSite]:
         postfix = Postfix(
             mail,
             directory / "postfix",
-            _twins(services, direct, doors),
+            _twins(convey, services, direct, doors),
             {**MAIN_CF, "lab_certificate": str(make_certificate(directory))},
         )
         cleanup.callback(postfix.stop)
         _write_resolver_files(directory / "postfix" / "queue" / "etc")
 
-        shim = _open_shim(mail, directory, doors)
+        shim = _open_shim(convey, mail, directory, doors)
         cleanup.callback(shim.stop_cleanly)
         listens = [
             Listen(
@@ -328,6 +329,7 @@ def open_twin_site() -> Iterator[TwinSite]:
 
 
 def _twins(
+    convey: str,
     services: Mapping[str, Mapping[str, str]],
     direct: Mapping[str, int],
     doors: Mapping[str, int],
@@ -336,26 +338,58 @@ def _twins(
     for name, settings in services.items():
         twins[f"{name}-direct"] = Smtpd(f"{MAIL}:{direct[name]}", settings)
         twins[f"{name}-direct6"] = Smtpd(f"[{MAIL6}]:{direct[name]}", settings)
-        twins[name] = front_door(f"127.0.0.1:{doors[name]}", **settings)
+        twins.update(_doors(convey, name, doors[name], settings))
     return twins
 
 
-def _open_shim(mail: Host, directory: Path, doors: Mapping[str, int]) -> Shim:
+def _doors(
+    convey: str, name: str, port: int, settings: Mapping[str, str]
+) -> dict[str, Smtpd]:
+    """Return the service behind proxyshim, prepared for the conveyance."""
+    address = f"127.0.0.1:{port}"
+    match convey:
+        case "xclient":
+            return {name: front_door(address, **settings)}
+        case "proxy-v2":
+            expects = {"smtpd_upstream_proxy_protocol": "haproxy", **settings}
+            return {name: Smtpd(address, expects)}
+        case _:
+            six = Smtpd(f"[::1]:{port}", settings)
+            return {name: Smtpd(address, settings), f"{name}6": six}
+
+
+def _open_shim(
+    convey: str, mail: Host, directory: Path, doors: Mapping[str, int]
+) -> Shim:
     """Start proxyshim with the same /etc/hosts and /etc/resolv.conf as Postfix."""
     etc = directory / "shim-etc"
     _write_resolver_files(etc)
     files = tuple((str(etc / name), f"/etc/{name}") for name in RESOLVER_FILES)
-    listeners = [
-        Listener(
-            name,
-            [f"{MAIL}:{4025 + n}"],
-            f"127.0.0.1:{port}",
-            {"resolve": True, "resolve_timeout_s": RESOLVE_S, "ehlo_name": SHIM_NAME},
-        )
-        for n, (name, port) in enumerate(doors.items())
-    ]
+    own: dict[str, object] = {"convey": convey}
+    if convey == "xclient":
+        own = {"resolve": True, "resolve_timeout_s": RESOLVE_S, "ehlo_name": SHIM_NAME}
+    listeners = []
+    for n, (name, port) in enumerate(doors.items()):
+        address = f"127.0.0.1:{port}"
+        backend: object = address
+        if convey == "source-address":
+            backend = [address, f"[::1]:{port}"]
+        settings = {**own, "backend": backend}
+        listeners.append(Listener(name, [f"{MAIL}:{4025 + n}"], address, settings))
     place = directory / "shim"
+    if convey == "source-address":
+        set_routes(mail, directory, listeners)
     return Shim(replace(mail, files=files), place, listeners, haproxy_hosts=[PROXY])
+
+
+def set_routes(mail: Host, directory: Path, listeners: Sequence[Listener]) -> None:
+    """Set the policy routes for *listeners* with ``proxyshim routes``."""
+    place = directory / "routes"
+    place.mkdir()
+    config = place / "proxyshim.toml"
+    config.write_text("\n".join(each.toml() for each in listeners))
+    (place / "haproxy_hosts").write_text("")
+    mail.run([sys.executable, "-m", "proxyshim", "routes", "--set", "-c", str(config)])
 
 
 RESOLVER_FILES: Final = {"resolv.conf": RESOLV_CONF, "hosts": HOSTS}
