@@ -7,12 +7,19 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import peers, postfix, report
+from bench import conveyances, peers, postfix, report
 from bench.measure import Bench, progress
 from bench.plan import FULL, QUICK
 from bench.programs import compile_programs
 
-PARTS = ("rounds", "memory", "beside-idle", "allowlist", "postfix")
+PARTS = (
+    "rounds",
+    "memory",
+    "beside-idle",
+    "allowlist",
+    "conveyances",
+    "postfix",
+)
 
 
 def _read_arguments() -> argparse.Namespace:
@@ -70,6 +77,11 @@ def main() -> None:
             results.beside_idle = bench.beside_idle()
         if "allowlist" in parts:
             results.allowlist = bench.allowlist(python)
+        if "conveyances" in parts:
+            results.conveyances, missing = conveyances.measure(
+                programs, directory, python, plan
+            )
+            results.notes += missing
         reason = postfix.why_not()
         if "postfix" in parts and reason is None:
             results.postfix = postfix.measure(programs, shim, plan)

@@ -3,7 +3,9 @@
  * It answers at once, stores nothing, and handles XCLIENT as Postfix does: it offers it
  * until it has been used.  It does not read content.  The client must declare the exact
  * size (MAIL ... SIZE=n, RFC 1870, without the final dot), and the kernel discards that many
- * bytes.  The program prints its port on 127.0.0.1, and runs until its standard input ends.
+ * bytes.  With --expects-header it offers no XCLIENT, and a connection begins with a PROXY header
+ * of version 2, which must come in one piece.  The program prints its port on 127.0.0.1, and runs
+ * until its standard input ends.
  */
 
 #define _GNU_SOURCE
@@ -26,18 +28,23 @@
 #define OFFER_END                                                              \
     "250-ENHANCEDSTATUSCODES\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n"              \
     "250 CHUNKING\r\n"
+#define SIGNATURE "\r\n\r\n\0\r\nQUIT\n"
+#define SIGNATURE_LENGTH 12
+#define HEADER_START 16 /* of a PROXY header; its last two bytes are the length of the rest */
 #define END_OF_CONTENT 3 /* ".\r\n", which the declared size does not include */
 #define MAX_LINE 1024
 #define MAX_REPLIES 8192
 
 struct connection {
     int fd;
-    int knows_client;   /* XCLIENT has been used */
+    int knows_client;   /* XCLIENT has been used, or the header has come */
     long long declared; /* size of the message, from MAIL */
     long long content;  /* bytes of content still to come */
     int held;           /* bytes of an unfinished line */
     char line[MAX_LINE];
 };
+
+static int expects_header;
 
 struct replies {
     char text[MAX_REPLIES];
@@ -83,6 +90,8 @@ static int answer(struct connection *it, const char *line, struct replies *out)
     } else if (is_verb(line, "DATA")) {
         it->content = it->declared + END_OF_CONTENT;
         say(out, "354 End data with <CR><LF>.<CR><LF>\r\n");
+    } else if (is_verb(line, "NOOP")) {
+        say(out, "250 2.0.0 Ok\r\n");
     } else if (is_verb(line, "QUIT")) {
         say(out, "221 2.0.0 Bye\r\n");
         return 0;
@@ -99,9 +108,27 @@ static void skip_content(struct connection *it, long long octets, struct replies
         say(out, "250 2.0.0 Ok: queued as 4dNbenchQz1\r\n");
 }
 
+/* Returns the length of the PROXY header at the beginning, or 0 if there is none. */
+static long header_length(const char *data, long length)
+{
+    long whole;
+    if (length < HEADER_START || memcmp(data, SIGNATURE, SIGNATURE_LENGTH) != 0)
+        return 0;
+    whole = HEADER_START + (unsigned char)data[14] * 256 + (unsigned char)data[15];
+    return whole <= length ? whole : 0;
+}
+
 /* Reads the received bytes; returns 0 if the connection must be closed. */
 static int read_octets(struct connection *it, char *data, long length, struct replies *out)
 {
+    if (expects_header && !it->knows_client) {
+        long header = header_length(data, length);
+        if (!header)
+            return 0;
+        it->knows_client = 1;
+        data += header;
+        length -= header;
+    }
     while (length > 0) {
         if (it->content > 0) {
             long taken = it->content < length ? (long)it->content : length;
@@ -187,12 +214,13 @@ static int listen_somewhere(void)
     return fd;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     static char listening_mark, input_mark;
     struct epoll_event events[256];
     int queue = epoll_create1(0), listening;
 
+    expects_header = argc > 1 && strcmp(argv[1], "--expects-header") == 0;
     signal(SIGPIPE, SIG_IGN);
     raise_descriptor_limit();
     CHECK(queue >= 0, "epoll_create1");

@@ -26,9 +26,10 @@
 
 /* The client and server addresses in the header are documentation addresses. */
 #define V1_HEADER "PROXY TCP4 198.51.100.7 192.0.2.25 40321 25\r\n"
-#define V2_HEADER                                                              \
-    "\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c"                                     \
-    "\xc6\x33\x64\x07\xc0\x00\x02\x19\x9d\x81\x00\x19"
+static const char V2_HEADER[] =
+    "\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c"
+    "\xc6\x33\x64\x07\xc0\x00\x02\x19\x9d\x81\x00\x19";
+#define V2_PORT 24 /* where the client's port is in it */
 /* The same addresses, sent to the mail server as a front door would send them. */
 #define XCLIENT                                                                \
     "XCLIENT ADDR=198.51.100.7 PORT=40321 NAME=[UNAVAILABLE] "                 \
@@ -157,9 +158,25 @@ static void write_script(void)
 
 /* Sessions. */
 
+/* Returns the header for the next session.  In a v2 header each client has a port of its own,
+ * from a random one on, because with the client's own address two sessions cannot share it. */
+static const char *next_header(void)
+{
+    static char header[sizeof V2_HEADER];
+    uint16_t port;
+
+    if (script[0].text != V2_HEADER)
+        return script[0].text;
+    port = htons((uint16_t)(1024 + (getpid() * 977 + begun) % 60000));
+    memcpy(header, V2_HEADER, sizeof header);
+    memcpy(header + V2_PORT, &port, sizeof port);
+    return header;
+}
+
 static void begin_session(struct session *it)
 {
     static const int on = 1;
+    const char *header = next_header();
     memset(it, 0, sizeof *it);
     it->began_us = now_us();
     it->fd = socket(AF_INET, SOCK_STREAM, 0);
@@ -170,7 +187,7 @@ static void begin_session(struct session *it)
     it->replies = script[0].replies;
     begun++;
     if (script[0].length)
-        CHECK(send(it->fd, script[0].text, script[0].length, 0) >= 0, "send");
+        CHECK(send(it->fd, header, script[0].length, 0) >= 0, "send");
     watch(queue, EPOLL_CTL_ADD, it->fd, EPOLLIN, it);
 }
 

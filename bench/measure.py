@@ -94,9 +94,15 @@ class Bench:
     """Runs the measurements.  Each peer has its own fast backend."""
 
     def __init__(
-        self, programs: Programs, directory: Path, kinds: Sequence[Kind], plan: Plan
+        self,
+        programs: Programs,
+        directory: Path,
+        kinds: Sequence[Kind],
+        plan: Plan,
+        backend_options: Sequence[str] = (),
     ) -> None:
         """Measure these *kinds* of peers; their files go into *directory*."""
+        self._backend_options = backend_options
         self.plan = plan
         self.kinds = kinds
         self._programs = programs
@@ -111,7 +117,8 @@ class Bench:
         Each peer has its own, because with thousands of connections to one port the kernel
         has to search for a free local port.  That time would count as the cost of the peer.
         """
-        argv = [*self._other_cpu, str(self._programs.backend)]
+        program = [str(self._programs.backend), *self._backend_options]
+        argv = [*self._other_cpu, *program]
         with running_backend(argv) as port:
             yield port
 
@@ -160,6 +167,16 @@ class Bench:
                     if name.startswith("greeting"):
                         direct = self._run_direct(load, backend)
                         samples[name].setdefault(DIRECT, []).append(direct)
+                    self._turn(samples[name], load, running)
+        return samples
+
+    def compare(self) -> Samples:
+        """Run the loads of ``Plan.compared``, in turns on all peers."""
+        loads = self.plan.compared()
+        samples: Samples = {name: {} for name in loads}
+        with self._all_running() as running:
+            for _ in range(self.plan.rounds):
+                for name, load in loads.items():
                     self._turn(samples[name], load, running)
         return samples
 

@@ -74,7 +74,7 @@ defaults
     timeout server 900s
 listen smtp
     bind 127.0.0.1:{port} accept-proxy
-    server mx 127.0.0.1:{backend}
+    server mx 127.0.0.1:{backend} {options}
 """
 
 PROXYSHIM = """\
@@ -91,6 +91,7 @@ name = "mx"
 bind = "127.0.0.1:{port}"
 haproxy_hosts = "haproxy_hosts"
 backend = "127.0.0.1:{backend}"
+convey = "{convey}"
 resolve = false
 """
 
@@ -130,26 +131,46 @@ def nginx() -> Kind | None:
     return Kind("nginx", set_up, {})
 
 
-def haproxy() -> Kind | None:
-    """Return HAProxy in TCP mode, or None if it is not installed."""
+def haproxy(options: str = "") -> Kind | None:
+    """Return HAProxy in TCP mode, or None if it is not installed.
+
+    *options* are those of its server.
+    """
     program = shutil.which("haproxy", path=SEARCH_PATH)
     if program is None:
         return None
 
     def set_up(directory: Path, port: int, backend: int) -> Sequence[str]:
-        text = HAPROXY.format(port=port, backend=backend)
+        text = HAPROXY.format(port=port, backend=backend, options=options)
         (directory / "haproxy.cfg").write_text(text)
         return [program, "-db", "-f", str(directory / "haproxy.cfg")]
 
     return Kind("HAProxy", set_up, {})
 
 
-def proxyshim(python: Path, allowlist: Sequence[str] = ("127.0.0.1",)) -> Kind:
+def go_mmproxy() -> Kind | None:
+    """Return go-mmproxy, or None if it is not installed."""
+    program = shutil.which("go-mmproxy", path=SEARCH_PATH)
+    if program is None:
+        return None
+
+    def set_up(directory: Path, port: int, backend: int) -> Sequence[str]:
+        at, to = f"127.0.0.1:{port}", f"127.0.0.1:{backend}"
+        return [program, "-l", at, "-4", to, "-listeners", "1", "-v", "0"]
+
+    return Kind("go-mmproxy", set_up, {"GOMAXPROCS": "1"})
+
+
+def proxyshim(
+    python: Path,
+    allowlist: Sequence[str] = ("127.0.0.1",),
+    convey: str = "xclient",
+) -> Kind:
     """Return proxyshim as it runs in service: guard, log at info, metrics, limits."""
 
     def set_up(directory: Path, port: int, backend: int) -> Sequence[str]:
         config = directory / "proxyshim.toml"
-        config.write_text(PROXYSHIM.format(port=port, backend=backend))
+        config.write_text(PROXYSHIM.format(port=port, backend=backend, convey=convey))
         (directory / "haproxy_hosts").write_text("\n".join(allowlist) + "\n")
         return [str(python), "-m", "proxyshim", "run", "-c", str(config)]
 

@@ -27,6 +27,11 @@ class Plan:
             "connect and quit": Load(many, messages=0),
         }
 
+    def compared(self) -> dict[str, Load]:
+        """Return the loads that compare the other conveyances."""
+        rows = self.rows()
+        return {name: rows[name] for name in ("one message, v2", "ten messages")}
+
     def body(self) -> Load:
         """Return the sessions with big messages."""
         return Load(self.bodies, at_once=4, octets=10_000_000)

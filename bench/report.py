@@ -28,6 +28,7 @@ class Results:
     beside_idle: dict[int, dict[str, list[Sample]]] = field(default_factory=dict)
     allowlist: dict[int, Listed] = field(default_factory=dict)
     postfix: Samples = field(default_factory=dict)
+    conveyances: dict[str, Samples] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return the results in JSON's types."""
@@ -85,7 +86,14 @@ def print_report(results: Results) -> None:
     for note in results.notes:
         print(f"  Note: {note}")
     if results.rounds:
-        _print_cpu(results.rounds)
+        _print_cpu(
+            "CPU per session, µs: all (user + system); 20 at once, messages of 2 kB",
+            results.rounds,
+        )
+        print(
+            "  nginx answers by itself up to RCPT, so in connect and quit it uses no"
+            " backend."
+        )
         _print_bodies(results.rounds["bodies"])
         _print_greetings(results.rounds)
     if results.memory:
@@ -96,9 +104,14 @@ def print_report(results: Results) -> None:
         _print_allowlist(results.allowlist)
     if results.postfix:
         _print_postfix(results.postfix)
+    for convey, samples in results.conveyances.items():
+        _print_cpu(
+            f'CPU per session with convey = "{convey}", µs: all (user + system)',
+            samples,
+        )
 
 
-def _print_cpu(rounds: Samples) -> None:
+def _print_cpu(title: str, rounds: Samples) -> None:
     rows = []
     for name, by_peer in rounds.items():
         if name == "bodies" or name.startswith("greeting"):
@@ -106,14 +119,7 @@ def _print_cpu(rounds: Samples) -> None:
         cells = [_cpu_cell(by_peer[peer]) for peer in by_peer]
         rows.append([name, *cells, *_ratios(by_peer, lambda sample: sample.cpu_us)])
     peers = list(next(iter(rounds.values())))
-    _print_table(
-        "CPU per session, µs: all (user + system); 20 at once, messages of 2 kB",
-        ["", *peers, *_ratio_heads(peers)],
-        rows,
-    )
-    print(
-        "  nginx answers by itself up to RCPT, so in connect and quit it uses no backend."
-    )
+    _print_table(title, ["", *peers, *_ratio_heads(peers)], rows)
 
 
 def _cpu_cell(samples: Sequence[Sample]) -> str:
