@@ -293,6 +293,8 @@ def test_a_client_without_free_ports_gets_421_alone(place: Place, shim: Shim) ->
             assert connect(FRIEND).reply().code == 220
     finally:
         place.mail.run([*write, before])
+    limited = shim.wait_event("client_limited", reason="client_ports_exhausted")
+    assert limited["backend"] == LOOP
     story = shim.wait_event("session_closed", reason="client_ports_exhausted")
     assert story["outcome"] == "refused"
 
