@@ -98,6 +98,28 @@ def test_without_the_drop_in_the_service_says_what_it_lacks(
     assert "proxyshim.service has no CAP_NET_RAW" in said
 
 
+OWN, OTHER = f"{SMTP[0]}:2525", "192.0.2.99:25"
+
+
+def test_the_routes_unit_may_set_all_that_the_other_cases_need(
+    install: Callable[..., Service], world: World
+) -> None:
+    """A mark for the host's own address, and the packet filter for another host."""
+    run = world.machine.run
+    table = SOURCE.replace(f"127.0.0.1:{BACKEND}", OWN) + "source_mark = 123\n"
+    second = table.partition("[[listener]]")[2].replace(OWN, OTHER)
+    second = second.replace('"mx"', '"other"').replace("systemd:smtp", "127.0.0.1:2526")
+    service = install(f"{table}\n[[listener]]{second}")
+    with routes_unit(world, service):
+        service.systemctl("start", ROUTES)
+        assert "fwmark 0x7b lookup 123" in rules(world)
+        assert run("sysctl", "-n", "net.ipv4.tcp_fwmark_accept").strip() == "1"
+        filtered = run("nft", "list", "table", "inet", "proxyshim_routes")
+        assert "socket transparent 1 meta mark set 0x0000007b" in filtered
+    assert "fwmark" not in rules(world)
+    assert "proxyshim_routes" not in run("nft", "list", "tables")
+
+
 MANAGED = """\
 [Match]
 Name=managed0
