@@ -22,8 +22,9 @@ from proxyshim.conveyance.source_socket import connect_from
 from proxyshim.errors import BackendError, Reason
 from proxyshim.net.stream import Stream
 
-# The kernel repeats an unanswered SYN after one second.
-ANSWER_WITHIN_S: Final = 2.0
+# The kernel repeats an unanswered SYN after one second and again after three, so that two lost
+# packets do not look like a missing route.
+ANSWER_WITHIN_S: Final = 4.0
 # While a test fails, it is repeated.
 REPEAT_S: Final = 2.0
 _GREETING_WITHIN_S: Final = 5.0
