@@ -8,7 +8,17 @@ import pytest
 from _pytest.mark.structures import ParameterSet
 
 from tests.integration.lab.clients import Conversation, LabSmtp, any_certificate
-from tests.matrix.conftest import CLIENT, CLIENT6, FORGOTTEN, FORGOTTEN6, Site, Sites
+from tests.integration.lab.shim import Shim
+from tests.matrix.conftest import (
+    CLIENT,
+    CLIENT6,
+    FORGOTTEN,
+    FORGOTTEN6,
+    MAIL,
+    Site,
+    Sites,
+    table,
+)
 from tests.matrix.server import (
     FRIEND,
     FRIEND6,
@@ -20,6 +30,7 @@ from tests.matrix.server import (
     wait_until,
 )
 from tests.matrix.servers import KINDS
+from tests.matrix.servers.opensmtpd import OPENSMTPD
 
 
 def cell(kind: Kind, convey: str) -> ParameterSet:
@@ -154,6 +165,22 @@ def test_check_says_the_one_thing_to_do(site: Site, kind: Kind, convey: str) -> 
     status, said = site.check(convey, site.server.lacking(convey))
     assert status == 1, said
     assert kind.advice[convey] in said
+
+
+@pytest.mark.xdist_group("opensmtpd")
+def test_a_header_of_the_wrong_version_brings_421(sites: Sites) -> None:
+    """OpenSMTPD expects a header of version 2, and gets one of version 1."""
+    site = sites.get(OPENSMTPD)
+    backend = site.server.backends["proxy-v2"]
+    listener = table("wrong", 4901, "proxy-v1", backend, OPENSMTPD)
+    shim = Shim(site.mail, site.directory / "wrong", [listener], haproxy_hosts=[])
+    with Conversation.open(site.client, (MAIL, 4901), CLIENT) as talk:
+        assert talk.reply().octets.startswith(b"421 4.3.0 ")
+    failed = shim.wait_event("backend_failed")
+    assert failed["reason"] in ("backend_closed", "second_header_unknown")
+    shim.stop_cleanly(["backend_failed"])
+    status, said = site.check("proxy-v1", backend)
+    assert (status, "every client would get a 421" in said) == (1, True), said
 
 
 def test_no_kind_lacks_advice() -> None:

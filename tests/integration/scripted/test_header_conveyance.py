@@ -288,3 +288,22 @@ def test_which_tlvs_are_passed_on(
     header = take_header(rig.accept(), 2)
     assert [kind for kind, _ in header.tlvs] == kinds
     assert header.unique_id == (b"lb-0001" if UNIQUE_ID in kinds else None)
+
+
+def test_a_long_header_in_segments_is_passed_on_in_one_piece(rig_with: OpenRig) -> None:
+    """A header with long TLVs reaches us in segments of the path's MTU."""
+    long = [tlv(0xE0 + number, bytes(700)) for number in range(5)]
+    whole = v2(CLIENT, *long)
+    rig = rig_with(convey="proxy-v2")
+    client = rig.connect(LISTED)
+    for start in range(0, len(whole), 1448):
+        client.send(whole[start : start + 1448])
+        with rig.shim.held():
+            pass  # its loop has had a turn
+    stand_test(rig, 2, refuse_second)
+    mta = rig.accept()
+    data = mta.sock.recv(65_536)
+    found = read_header(data)
+    assert found is not None
+    assert found[1] == len(data) > 3_500
+    assert [kind for kind, _ in found[0].tlvs] == [*range(0xE0, 0xE5), CRC32C]
