@@ -4,7 +4,8 @@
  * until it has been used.  It does not read content.  The client must declare the exact
  * size (MAIL ... SIZE=n, RFC 1870, without the final dot), and the kernel discards that many
  * bytes.  With --expects-header it offers no XCLIENT, and a connection begins with a PROXY header
- * of version 2, which must come in one piece.  The program prints its port on 127.0.0.1, and runs
+ * of version 2, which must come in one piece.  With --pass DIRECTORY it also takes sockets as
+ * Postfix's smtpd does, at a unix socket in there that has the number of its port for a name.  The program prints its port on 127.0.0.1, and runs
  * until its standard input ends.
  */
 
@@ -16,6 +17,7 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "common.h"
@@ -198,7 +200,52 @@ static void accept_all(int listening, int queue)
     CHECK(errno == EAGAIN || errno == ECONNABORTED, "accept");
 }
 
-static int listen_somewhere(void)
+/* Takes a socket that a front door gives us, with everything that comes with it. */
+static int take_socket(int from)
+{
+    char octets[512], control[CMSG_SPACE(sizeof(int))];
+    struct iovec piece = {octets, sizeof octets};
+    struct msghdr message = {.msg_iov = &piece, .msg_iovlen = 1,
+                             .msg_control = control, .msg_controllen = sizeof control};
+    struct cmsghdr *rights;
+    int fd = -1;
+    if (recvmsg(from, &message, 0) > 0 && (rights = CMSG_FIRSTHDR(&message)))
+        memcpy(&fd, CMSG_DATA(rights), sizeof fd);
+    close(from); /* the receipt */
+    return fd;
+}
+
+static void take_all(int listening, int queue)
+{
+    int from;
+    while ((from = accept(listening, NULL, NULL)) >= 0) {
+        int fd = take_socket(from);
+        struct connection *it = calloc(1, sizeof *it);
+        CHECK(it, "calloc");
+        it->fd = fd;
+        it->knows_client = 1;
+        if (fd < 0 || send(fd, GREETING, strlen(GREETING), 0) < 0) {
+            close(fd);
+            free(it);
+            continue;
+        }
+        watch(queue, EPOLL_CTL_ADD, fd, EPOLLIN, it);
+    }
+    CHECK(errno == EAGAIN, "accept");
+}
+
+static int listen_for_sockets(const char *directory, int port)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    CHECK(fd >= 0, "socket");
+    snprintf(address.sun_path, sizeof address.sun_path, "%s/%d", directory, port);
+    CHECK(bind(fd, (struct sockaddr *)&address, sizeof address) == 0, "bind");
+    CHECK(listen(fd, 4096) == 0, "listen");
+    return fd;
+}
+
+static int listen_somewhere(const char *directory, int *for_sockets)
 {
     struct sockaddr_in address = {.sin_family = AF_INET};
     socklen_t length = sizeof address;
@@ -209,6 +256,7 @@ static int listen_somewhere(void)
     CHECK(bind(fd, (struct sockaddr *)&address, length) == 0, "bind");
     CHECK(listen(fd, 4096) == 0, "listen");
     CHECK(getsockname(fd, (struct sockaddr *)&address, &length) == 0, "getsockname");
+    *for_sockets = directory ? listen_for_sockets(directory, ntohs(address.sin_port)) : -1;
     printf("%d\n", ntohs(address.sin_port));
     fflush(stdout);
     return fd;
@@ -216,16 +264,22 @@ static int listen_somewhere(void)
 
 int main(int argc, char **argv)
 {
-    static char listening_mark, input_mark;
+    static char listening_mark, input_mark, sockets_mark;
     struct epoll_event events[256];
-    int queue = epoll_create1(0), listening;
+    int queue = epoll_create1(0), listening, for_sockets;
+    const char *directory = NULL;
 
-    expects_header = argc > 1 && strcmp(argv[1], "--expects-header") == 0;
+    if (argc > 1 && strcmp(argv[1], "--expects-header") == 0)
+        expects_header = 1;
+    else if (argc > 2 && strcmp(argv[1], "--pass") == 0)
+        directory = argv[2];
     signal(SIGPIPE, SIG_IGN);
     raise_descriptor_limit();
     CHECK(queue >= 0, "epoll_create1");
-    listening = listen_somewhere();
+    listening = listen_somewhere(directory, &for_sockets);
     watch(queue, EPOLL_CTL_ADD, listening, EPOLLIN, &listening_mark);
+    if (for_sockets >= 0)
+        watch(queue, EPOLL_CTL_ADD, for_sockets, EPOLLIN, &sockets_mark);
     watch(queue, EPOLL_CTL_ADD, STDIN_FILENO, EPOLLIN, &input_mark);
     for (;;) {
         int count = epoll_wait(queue, events, 256, -1);
@@ -236,7 +290,11 @@ int main(int argc, char **argv)
                 return 0;
             if ((char *)it == &listening_mark) {
                 accept_all(listening, queue);
+            } else if ((char *)it == &sockets_mark) {
+                take_all(for_sockets, queue);
             } else if (!serve(it)) {
+                /* The front door may still have a copy, which would keep it in the set. */
+                watch(queue, EPOLL_CTL_DEL, it->fd, 0, NULL);
                 close(it->fd);
                 free(it);
             }

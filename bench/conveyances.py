@@ -41,6 +41,12 @@ def measure(
         options = ["--expects-header"]
         bench = Bench(programs, _below(directory, "v2"), kinds, plan, options)
         found["proxy-v2"] = bench.compare()
+    others = [each for each in (peers.nginx(), peers.haproxy()) if each is not None]
+    progress("postfix-pass")
+    place = _below(directory, "pass")
+    kinds = [*others, peers.proxyshim(python, convey="postfix-pass")]
+    bench = Bench(programs, place, kinds, plan, ["--pass", str(place)])
+    found["postfix-pass"] = bench.compare()
     mmproxy, reason = peers.go_mmproxy(), _why_no_network()
     if mmproxy is None:
         reason = "go-mmproxy is not installed"

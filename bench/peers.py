@@ -90,8 +90,9 @@ connections_per_s = 100000.0
 name = "mx"
 bind = "127.0.0.1:{port}"
 haproxy_hosts = "haproxy_hosts"
-backend = "127.0.0.1:{backend}"
+backend = "{backend}"
 convey = "{convey}"
+families = ["ipv4"]
 resolve = false
 """
 
@@ -166,11 +167,17 @@ def proxyshim(
     allowlist: Sequence[str] = ("127.0.0.1",),
     convey: str = "xclient",
 ) -> Kind:
-    """Return proxyshim as it runs in service: guard, log at info, metrics, limits."""
+    """Return proxyshim as it runs in service: guard, log at info, metrics, limits.
+
+    With postfix-pass, the backend's socket is in the folder above that of the peer.
+    """
 
     def set_up(directory: Path, port: int, backend: int) -> Sequence[str]:
         config = directory / "proxyshim.toml"
-        config.write_text(PROXYSHIM.format(port=port, backend=backend, convey=convey))
+        at = f"127.0.0.1:{backend}"
+        if convey == "postfix-pass":
+            at = f"unix:{directory.parent / str(backend)}"
+        config.write_text(PROXYSHIM.format(port=port, backend=at, convey=convey))
         (directory / "haproxy_hosts").write_text("\n".join(allowlist) + "\n")
         return [str(python), "-m", "proxyshim", "run", "-c", str(config)]
 

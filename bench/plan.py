@@ -30,7 +30,8 @@ class Plan:
     def compared(self) -> dict[str, Load]:
         """Return the loads that compare the other conveyances."""
         rows = self.rows()
-        return {name: rows[name] for name in ("one message, v2", "ten messages")}
+        names = ("one message, v2", "ten messages", "connect and quit")
+        return {name: rows[name] for name in names}
 
     def body(self) -> Load:
         """Return the sessions with big messages."""

@@ -64,6 +64,9 @@ class Reason(StrEnum):
     NO_BACKEND_FOR_FAMILY = "no_backend_for_family"
     SOURCE_FORBIDDEN = "source_forbidden"
     SOURCE_UNROUTED = "source_unrouted"
+    PASS_BUSY = "pass_busy"
+    PASS_REFUSED = "pass_refused"
+    PASS_DOWN = "pass_down"
     CLIENT_REFUSED = "client_refused"
 
     # Limits.

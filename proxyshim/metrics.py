@@ -90,6 +90,10 @@ class Metrics(Collector):
         self.unresolved: frozenset[str] = frozenset()
         # The listeners that cannot reach their backend from the clients' addresses.
         self.unrouted: frozenset[str] = frozenset()
+        # The listeners whose service for clients' sockets is down.
+        self.down: frozenset[str] = frozenset()
+        self.handover_s = Histogram(GREETING_BOUNDS_S)
+        self.handover_failures: Counter[str] = Counter()  # the error's name
 
     def collect(self) -> Iterable[Metric]:
         """Yield all metrics, as Prometheus types."""
@@ -201,6 +205,17 @@ class Metrics(Collector):
             _with_tuple_keys(self.name_results),
         )
         yield _histogram(
+            "proxyshim_handover_seconds",
+            "Time until the mail server had taken a client's socket.",
+            self.handover_s,
+        )
+        yield _counter(
+            "proxyshim_handover_failures",
+            "Sockets that the mail server has not taken, by the error's name.",
+            ["error"],
+            _with_tuple_keys(self.handover_failures),
+        )
+        yield _histogram(
             "proxyshim_name_lookup_seconds",
             "Time that a lookup of names took, PTR and confirmation together.",
             self.name_lookup_s,
@@ -219,7 +234,7 @@ class Metrics(Collector):
     @property
     def is_ready(self) -> bool:
         """Return True if sessions are served, as far as that depends on this process."""
-        return self.ready and not self.unresolved and not self.unrouted
+        return self.ready and not (self.unresolved or self.unrouted or self.down)
 
     @property
     def is_live(self) -> bool:

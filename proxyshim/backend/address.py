@@ -50,6 +50,17 @@ class SourceProof:
     has_result: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+@dataclass(slots=True)
+class PassProof:
+    """What our last probe of a service that takes clients' sockets has shown."""
+
+    fault: Fault | None = None
+    tested_at: float = float("-inf")  # by the event loop's clock
+    test: asyncio.Task[None] | None = (
+        None  # while one is under way, or is to be repeated
+    )
+
+
 class BackendAddress:
     """One socket address of a backend, and what we remember of it.
 
@@ -61,6 +72,7 @@ class BackendAddress:
         "family",
         "header_proofs",
         "ip",
+        "pass_proof",
         "resolved_at",
         "socket_address",
         "source_proofs",
@@ -80,6 +92,7 @@ class BackendAddress:
         self.header_proofs: dict[int, HeaderProof] = {}
         # By the mark of our packets.
         self.source_proofs: dict[int, SourceProof] = {}
+        self.pass_proof = PassProof()
 
     def __str__(self) -> str:
         """Return the address for the log."""

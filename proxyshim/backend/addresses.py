@@ -144,6 +144,19 @@ class BackendAddresses:
             self._log.info("source_recovered", **about)
         self._on_change()
 
+    def note_pass(self, address: BackendAddress, fault: Fault | None) -> None:
+        """Note whether the service at *address* that takes clients' sockets is down."""
+        proof = address.pass_proof
+        before, proof.fault = proof.fault, fault
+        about = {"backend": str(self.name)}
+        if fault is not None and before is None:
+            self._log.error(
+                "pass_failed", reason=fault.reason, detail=fault.detail, **about
+            )
+        elif fault is None and before is not None:
+            self._log.info("pass_recovered", **about)
+        self._on_change()
+
     def run_test(self, test: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a *test* of an address in the background, at the longest until we are closed."""
         task = asyncio.get_running_loop().create_task(test)

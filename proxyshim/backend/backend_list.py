@@ -111,6 +111,16 @@ class BackendList:
                 return faults[0]
         return None
 
+    def note_pass(self, address: BackendAddress, fault: Fault | None) -> None:
+        """Note whether the service at *address* that takes clients' sockets is down."""
+        self._owner(address).note_pass(address, fault)
+
+    @property
+    def pass_fault(self) -> Fault | None:
+        """Why the service that takes clients' sockets is down; None if it is not."""
+        faults = (each.pass_proof.fault for each in self.current)
+        return next((fault for fault in faults if fault is not None), None)
+
     def run_test(
         self, address: BackendAddress, test: Coroutine[Any, Any, None]
     ) -> asyncio.Task[None]:

@@ -12,7 +12,7 @@ the file, the key, the value and what was expected.
 
 import socket
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +163,8 @@ def _prepare(path: Path, entry: ListenerSettings) -> Listener:
             ' port, because with convey = "source-address" the backend reads the client\'s'
             " address from its socket, and a unix socket has none"
         )
+    if entry.convey == "postfix-pass":
+        _check_pass(where, entry, backends)
     return Listener(
         settings=entry,
         binds=tuple(read_socket_name(bind) for bind in entry.bind),
@@ -178,6 +180,23 @@ def _prepare(path: Path, entry: ListenerSettings) -> Listener:
         ),
         denylist=denylist,
     )
+
+
+def _check_pass(
+    where: str, entry: ListenerSettings, backends: Sequence[SocketName]
+) -> None:
+    if len(backends) > 1 or not backends[0].path:
+        raise ConfigError(
+            f"{where}: backend = {', '.join(entry.backend)!r}: expected the socket of one"
+            ' service, such as "unix:/var/spool/postfix/public/NAME", because with convey'
+            ' = "postfix-pass" Postfix gets the clients\' sockets'
+        )
+    if not entry.families:
+        raise ConfigError(
+            f'{where}: families: required with convey = "postfix-pass": write the IP'
+            ' versions that Postfix has (postconf inet_protocols): ["ipv4", "ipv6"], or'
+            " one of them"
+        )
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from proxyshim.config.values import (
     Bind,
     Binds,
     EhloName,
+    Families,
     Flag,
     MetricsBind,
     Nameservers,
@@ -25,7 +26,7 @@ from proxyshim.proxy_header import DEFAULT_MAX_OCTETS
 
 # The values of ``convey``.  They are spelled out here because the conveyances import this
 # package; a test compares them with ``conveyance.BY_NAME``.
-Convey = Literal["xclient", "proxy-v1", "proxy-v2", "source-address"]
+Convey = Literal["xclient", "proxy-v1", "proxy-v2", "source-address", "postfix-pass"]
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -137,6 +138,12 @@ class ListenerSettings:
     # With convey = "source-address": the mark (SO_MARK) of our packets to a backend at an address
     # of this host that is not a loopback address.  A policy rule selects by it.  0 means no mark.
     source_mark: Annotated[int, Field(strict=True, ge=0, le=0xFFFF_FFFF)] = 0
+    # With convey = "postfix-pass", which requires it: the IP versions that Postfix has
+    # (inet_protocols).  One client of another version would stop its service.
+    families: Families = ()
+    # With convey = "postfix-pass": how long a direct client's first octets are awaited, which may
+    # be the start of a PROXY header that it must not send.
+    pass_grace_s: Seconds = 0.05
     # The name in our own EHLO.  Empty means this host's name if it is qualified, otherwise
     # [127.0.0.1].
     ehlo_name: EhloName = ""

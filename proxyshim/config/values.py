@@ -2,7 +2,7 @@
 
 import re
 from ipaddress import ip_address
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -102,4 +102,5 @@ Backends = Annotated[
     tuple[Backend, ...], Field(min_length=1), BeforeValidator(_in_a_tuple)
 ]
 Binds = Annotated[tuple[Bind, ...], Field(min_length=1), BeforeValidator(_in_a_tuple)]
+Families = Annotated[tuple[Literal["ipv4", "ipv6"], ...], BeforeValidator(_in_a_tuple)]
 Nameservers = Annotated[tuple[Nameserver, ...], BeforeValidator(_in_a_tuple)]

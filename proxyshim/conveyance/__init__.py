@@ -13,6 +13,10 @@
 - ``source_routes.py``      the policy routes that this needs
 - ``source_test.py``        does the backend answer to other hosts' addresses?
 - ``source_check.py``       what ``proxyshim check`` finds out about that on this host
+- ``postfix_pass.py``       the client's socket itself, for Postfix's smtpd
+- ``pass_attributes.py``    what smtpd reads with it
+- ``pass_probe.py``         handing over, and is the service alive?
+- ``pass_check.py``         what ``proxyshim check`` finds out about that
 - ``judgement.py``          the MTA's judgement of a client, in place of the greeting
 - ``asking.py``             asks a backend in the name of clients, for all conveyances
 
@@ -26,6 +30,7 @@ from typing import Final
 
 from proxyshim.config import Listener
 from proxyshim.conveyance.contract import Conveyance
+from proxyshim.conveyance.postfix_pass import PostfixPass
 from proxyshim.conveyance.proxy_header import HeaderConveyance
 from proxyshim.conveyance.source_address import SourceAddress
 from proxyshim.conveyance.xclient import Xclient
@@ -37,6 +42,7 @@ BY_NAME: Final[Mapping[str, Callable[[Listener], Conveyance]]] = MappingProxyTyp
         "proxy-v1": HeaderConveyance.v1,
         "proxy-v2": HeaderConveyance.v2,
         "source-address": SourceAddress.for_listener,
+        "postfix-pass": PostfixPass.for_listener,
     }
 )
 

@@ -95,10 +95,20 @@ class Answered:
     greeting: Reply  # for the client
 
 
+@dataclass(frozen=True, slots=True)
 class HandedOff:
     """The backend has the client's socket: nothing is left to do for the session."""
 
-    __slots__ = ()
+    receipt_s: float  # after how long the backend had it
+
+
+class HandOffFailed(BackendError):  # noqa: N818
+    """The backend has not taken the client's socket; *cause* is the error's name, as EAGAIN."""
+
+    def __init__(self, reason: Reason, detail: str, cause: str) -> None:
+        """Keep the *cause*, which the metrics count."""
+        super().__init__(reason, detail)
+        self.cause = cause
 
 
 class ClientRefused(BackendError):  # noqa: N818
@@ -144,6 +154,14 @@ class Conveyance(Protocol):
 
         If False, the backend judges the client by its own address and takes no second word from
         us, so the guard only follows.
+        """
+
+    @property
+    def first_octets_s(self) -> float | None:
+        """Not None if it gives the client's socket away, so that we must not read ahead.
+
+        A direct client's first octets are then awaited for so long, because they may be the start
+        of a PROXY header, which must not reach the backend.
         """
 
     @property

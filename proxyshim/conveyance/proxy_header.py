@@ -55,6 +55,7 @@ class HeaderConveyance:
 
     needs_names: ClassVar[bool] = False
     leaves_right: ClassVar[bool] = False
+    first_octets_s: ClassVar[float | None] = None
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     @classmethod

@@ -53,6 +53,7 @@ class Xclient:
 
     needs_names = True
     leaves_right = True
+    first_octets_s: float | None = None
     needs: frozenset[Need] = frozenset()
 
     def __init__(self, listener: Listener) -> None:

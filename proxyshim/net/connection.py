@@ -51,6 +51,7 @@ class Connection:
         "closed",
         "descriptor",
         "ended",
+        "is_shared",
         "octets_given",
         "octets_received",
         "octets_sent",
@@ -96,6 +97,7 @@ class Connection:
         self.paused = False
         self._pump_is_scheduled = False
         self._shut = False
+        self.is_shared = False
         self.backlog_octets = 0
         self.octets_received = 0
         self.octets_given = 0
@@ -176,6 +178,18 @@ class Connection:
             finally:
                 self._waiter = None
 
+    async def wait_readable(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._waiter = waiter = get_waiter(self.reactor.loop)
+        try:
+            await waiter.wait()
+            if self._failure is not None:
+                raise self._failure
+        finally:
+            self._waiter = None
+            self._readable = True  # a read shows whether that is so
+
     def start_reading(
         self,
         on_data: Callable[[bytes], None],
@@ -195,19 +209,11 @@ class Connection:
     def resume_reading(self) -> None:
         self.paused = False
         if self._readable and not self._pump_is_scheduled and self._on_data is not None:
-            self.reactor.loop.call_soon(self._run_scheduled_pump)
+            self.reactor.loop.call_soon(_run_scheduled_pump, self)
             self._pump_is_scheduled = True
 
     def stop_reading(self) -> None:
         self._on_data = self._on_error = self._on_backlog = None
-
-    def _run_scheduled_pump(self) -> None:
-        self._pump_is_scheduled = False
-        if self._readable:
-            try:
-                self._pump()
-            except Exception as error:  # noqa: BLE001 - the user of the connection reports it
-                self.reactor.give_back(error, self.fail)
 
     def _pump(self) -> None:
         """Pass one read to the callback; the rest waits until the other sockets had their turn."""
@@ -347,6 +353,9 @@ class Connection:
             self.reactor.forget(self.descriptor)
             self._backlog = None
             self.backlog_octets = 0
+            if self.is_shared:
+                with contextlib.suppress(OSError):
+                    self._sock.shutdown(socket.SHUT_RDWR)
             self._sock.close()
 
     def detach(self) -> socket.socket:
@@ -356,6 +365,15 @@ class Connection:
         self.closed = True
         self.reactor.release(self.descriptor)
         return self._sock
+
+
+def _run_scheduled_pump(connection: Connection) -> None:
+    connection._pump_is_scheduled = False
+    if connection._readable:
+        try:
+            connection._pump()
+        except Exception as error:  # noqa: BLE001 - the user of the connection reports it
+            connection.reactor.give_back(error, connection.fail)
 
 
 def _shut_down_sending(sock: socket.socket) -> None:

@@ -40,6 +40,8 @@ class Stream(Protocol):
     closed: bool
     ended: bool  # the other end has shut down or reset; there may be more to read before that
     was_reset: bool  # it was not only its sending side: nobody reads what we send
+    # Another process may have the socket too: ``close`` then ends the connection for both.
+    is_shared: bool
     # Called when the other end ends or resets while nobody reads, perhaps more than once.
     on_end: Callable[[], None] | None
 
@@ -60,6 +62,12 @@ class Stream(Protocol):
 
     async def receive(self) -> bytes:
         """Wait for bytes and return them; b"" is the end.  Raises OSError."""
+
+    async def wait_readable(self) -> None:
+        """Wait until something new arrives, or the end, and leave it unread.
+
+        What has arrived before does not count.
+        """
 
     def peek(self, max_octets: int) -> bytes | None:
         """Return like ``receive_now`` what has arrived, and leave it unread.  Raises OSError."""

@@ -91,3 +91,8 @@ class Backends:
             for name, mark in self._marks.items()
             if self._by_listener[name].source_fault(mark) is not None
         )
+        self._metrics.down = frozenset(
+            name
+            for name, each in self._by_listener.items()
+            if each.pass_fault is not None
+        )

@@ -9,7 +9,7 @@ check here what has already arrived, and the relay checks the rest with ``watch`
 """
 
 import contextlib
-from typing import Final
+from typing import Final, NoReturn
 
 from proxyshim.errors import ProxyHeaderError, Reason
 from proxyshim.identity import Identity
@@ -23,6 +23,7 @@ from proxyshim.session.trust import identify_claim, identify_peer
 # A load balancer's check often disconnects right after its header.  We wait this long, so that
 # the MTA does not see such a check; one that waits for the greeting does not notice.
 _CHECK_GRACE_S: Final = 0.05
+_PEEK_OCTETS: Final = 65_536  # more than the longest header
 
 
 class PeerLeft(Exception):  # noqa: N818
@@ -47,12 +48,17 @@ class Admission:
         """Return the identity.  Raises PeerError and PeerLeft."""
         shared, record, client = self._shared, self._record, self._client
         headers = shared.reports.metrics.headers
+        grace_s = shared.conveyance.first_octets_s
         if not shared.is_listed(record.peer):
-            self.watch = HeaderWatch()
-            self.check_first_octets()
+            if grace_s is None:
+                self.watch = HeaderWatch()
+                self.check_first_octets()
+            else:
+                await self._await_first_octets(grace_s)
             headers["none"] += 1
             return identify_peer(record.peer, client.local_endpoint())
-        record.header = header = await self._read_header()
+        read = self._read_header if grace_s is None else self._read_header_only
+        record.header = header = await read()
         headers[f"v{header.version}"] += 1
         identity = identify_claim(
             header, record.peer, client.local_endpoint, shared.trust.believes
@@ -97,21 +103,75 @@ class Admission:
             with self._client.reactor.limit(timeout_s):
                 while True:
                     chunk = await self._receive()
-                    if not chunk and not data:
-                        raise PeerLeft
                     if not chunk:
-                        raise ProxyHeaderError(
-                            Reason.HEADER_INCOMPLETE,
-                            f"closed {len(data)} octets into the PROXY header",
-                        )
+                        self._note_end(data)
                     data += chunk
                     if (found := self._parse(data)) is not None:
                         return data, found
         except TimeoutError:
-            raise ProxyHeaderError(
-                Reason.HEADER_TIMEOUT,
-                f"{len(data)} octets of a PROXY header within {timeout_s:g} s",
-            ) from None
+            raise self._timed_out(data, timeout_s) from None
+
+    # Where the backend gets the client's socket, we must not read what is meant for it.
+
+    async def _read_header_only(self) -> ProxyHeader:
+        """Read the header of a listed peer, and not one octet of what came after it."""
+        client, data = self._client, b""
+        timeout_s = self._shared.listener.settings.header_timeout_s
+        try:
+            with client.reactor.limit(timeout_s):
+                while True:
+                    chunk = self._peek()
+                    if chunk is None:
+                        await client.wait_readable()
+                        continue
+                    found = self._parse(data + chunk) if chunk else None
+                    # An incomplete header is consumed as it comes, because all of it is header.
+                    length = found[1] - len(data) if found else len(chunk)
+                    if not chunk:
+                        self._note_end(data)
+                    data += client.receive_now(length) or b""
+                    if found is not None:
+                        self._record.header_octets = len(data)
+                        return found[0]
+        except TimeoutError:
+            raise self._timed_out(data, timeout_s) from None
+
+    async def _await_first_octets(self, grace_s: float) -> None:
+        """Give an unlisted peer a moment to show that it sends a header.
+
+        Raises PeerError if it does, PeerLeft if it has disconnected.
+        """
+        client = self._client
+        with contextlib.suppress(TimeoutError), client.reactor.limit(grace_s):
+            while True:
+                data = self._peek()
+                if data == b"":
+                    raise PeerLeft
+                watch = HeaderWatch()
+                watch.admit(data or b"")
+                if not watch.undecided or client.ended:
+                    return
+                await client.wait_readable()
+
+    def _peek(self) -> bytes | None:
+        try:
+            return self._client.peek(_PEEK_OCTETS)
+        except OSError:
+            raise PeerLeft from None
+
+    def _note_end(self, data: bytes) -> NoReturn:
+        """Raise what the end of the stream after *data* comes to."""
+        if not data:
+            raise PeerLeft
+        raise ProxyHeaderError(
+            Reason.HEADER_INCOMPLETE, f"closed {len(data)} octets into the PROXY header"
+        )
+
+    def _timed_out(self, data: bytes, timeout_s: float) -> ProxyHeaderError:
+        return ProxyHeaderError(
+            Reason.HEADER_TIMEOUT,
+            f"{len(data)} octets of a PROXY header within {timeout_s:g} s",
+        )
 
     def _parse(self, data: bytes) -> tuple[ProxyHeader, int] | None:
         return read_header(data, self._shared.listener.settings.header_max_octets)

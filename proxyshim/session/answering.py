@@ -3,12 +3,26 @@
 It is for a proxy on a unix socket, where there is no address for the backend to see.
 """
 
+from typing import Final
+
 from proxyshim.errors import Reason
 from proxyshim.net.stream import Stream
 from proxyshim.session.record import Outcome, SessionRecord
 from proxyshim.session.shared import Shared
+from proxyshim.smtp import replies
 from proxyshim.smtp.checking import CheckAnswers
 from proxyshim.smtp.verbs import Refusal
+
+# What a check-only session gets for every command that is not allowed in one; a command that no
+# client may send, such as XCLIENT, is refused as always.
+CHECK_ONLY: Final = {
+    Reason.NO_CLIENT_ADDRESS: Refusal(
+        replies.NO_CLIENT_ADDRESS, Reason.NO_CLIENT_ADDRESS, ends=True
+    ),
+    Reason.CLAIM_NOT_BELIEVED: Refusal(
+        replies.CLAIM_NOT_BELIEVED, Reason.CLAIM_NOT_BELIEVED, ends=True
+    ),
+}
 
 
 async def answer_check(

@@ -46,10 +46,12 @@ def _header(
     return Ending(Outcome.REFUSED, reply, "header_refused", level, is_refusal=True)
 
 
-def _backend(hint: str | None = None) -> Ending:
+def _backend(
+    hint: str | None = None, reply: bytes = replies.BACKEND_UNAVAILABLE
+) -> Ending:
     return Ending(
         Outcome.BACKEND_FAILED,
-        replies.BACKEND_UNAVAILABLE,
+        reply,
         "backend_failed",
         "error",
         hint,
@@ -136,7 +138,8 @@ ENDINGS: Final[Mapping[Reason, Ending]] = MappingProxyType(
             replies.BACKEND_UNAVAILABLE,
             "backend_failed",
             hint="the mail server takes no clients of this IP version: with Postfix, set"
-            " inet_protocols = all. See docs/runbook.md",
+            " inet_protocols = all, and with postfix-pass list it in families. See"
+            " docs/runbook.md",
             is_refusal=True,
         ),
         Reason.HEADER_NOT_UNDERSTOOD: _backend(
@@ -168,6 +171,22 @@ ENDINGS: Final[Mapping[Reason, Ending]] = MappingProxyType(
             "the backend's answers to clients' addresses do not come back to this host:"
             " start proxyshim-routes.service, and run proxyshim check as root. See"
             " docs/runbook.md"
+        ),
+        Reason.PASS_BUSY: _backend(
+            "all smtpd processes of the service are taken: raise its limit in master.cf."
+            " See docs/runbook.md",
+            replies.ALL_BUSY,
+        ),
+        Reason.PASS_REFUSED: _backend(
+            "is Postfix running, has its master.cf the service of the type pass, and may"
+            " proxyshim enter the directory of its socket? Run proxyshim check. See"
+            " docs/runbook.md",
+            replies.ALL_BUSY,
+        ),
+        Reason.PASS_DOWN: _backend(
+            "Postfix takes connections, and serves none: its log says why. See"
+            " docs/runbook.md",
+            replies.ALL_BUSY,
         ),
         Reason.CLIENT_REFUSED: Ending(Outcome.CLIENT_REFUSED),
         # Limits.  The first two refuse a connection before it is a session.

@@ -28,6 +28,7 @@ class Outcome(StrEnum):
     """How a session ended: a label of ``proxyshim_sessions_total``."""
 
     COMPLETED = "completed"  # the backend or the client ended it in the ordinary way
+    HANDED_OVER = "handed_over"  # the backend has the client's socket
     CHECKED = "checked"  # a health check and nothing else
     PROBED = (
         "probed"  # the peer disconnected without sending anything but a PROXY header

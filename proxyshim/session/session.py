@@ -8,7 +8,6 @@ whose identity the backend did not take, gets a 421 or the MTA's own reply, and 
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Final
 
 from proxyshim.addresses import Endpoint
 from proxyshim.conveyance.contract import (
@@ -16,6 +15,7 @@ from proxyshim.conveyance.contract import (
     ClientRefused,
     GetNames,
     HandedOff,
+    HandOffFailed,
     Relayed,
     no_names,
 )
@@ -25,7 +25,7 @@ from proxyshim.net.closing import close_gently, close_in_background
 from proxyshim.net.fiber import Fiber
 from proxyshim.net.stream import Stream
 from proxyshim.session.admission import Admission, PeerLeft
-from proxyshim.session.answering import answer_check
+from proxyshim.session.answering import CHECK_ONLY, answer_check
 from proxyshim.session.departure import ClientLeft, DepartureWatch
 from proxyshim.session.record import Outcome, Phase, SessionRecord
 from proxyshim.session.relay import End, Relay
@@ -39,18 +39,6 @@ from proxyshim.session.shares import (
 from proxyshim.session.timing import RelayLimits
 from proxyshim.smtp import replies
 from proxyshim.smtp.guard import Guard, Rules
-from proxyshim.smtp.verbs import Refusal
-
-# What a check-only session gets for every command that is not allowed in one; a command that no
-# client may send, such as XCLIENT, is refused as always.
-_CHECK_ONLY: Final = {
-    Reason.NO_CLIENT_ADDRESS: Refusal(
-        replies.NO_CLIENT_ADDRESS, Reason.NO_CLIENT_ADDRESS, ends=True
-    ),
-    Reason.CLAIM_NOT_BELIEVED: Refusal(
-        replies.CLAIM_NOT_BELIEVED, Reason.CLAIM_NOT_BELIEVED, ends=True
-    ),
-}
 
 
 class Session:
@@ -175,11 +163,14 @@ class Session:
                     # Early data is passed on by now, and not kept for the session's life.
                     del backend
                     self._judge_end(await self._relay.wait(), self._relay)
-                case HandedOff():
-                    record.outcome = Outcome.COMPLETED
+                case HandedOff(receipt_s):
+                    record.outcome = Outcome.HANDED_OVER
+                    reports.metrics.handover_s.observe(receipt_s)
+                    if reports.failing:
+                        reports.backend_recovered(record)
                 case Answered(greeting):
                     assert identity.check_only is not None
-                    refusal = _CHECK_ONLY[identity.check_only]
+                    refusal = CHECK_ONLY[identity.check_only]
                     self._client.send(greeting.raw)
                     early, self._admission = self._admission.early, None
                     await answer_check(
@@ -195,6 +186,8 @@ class Session:
             reports.ended(record, error.reason)
             return error.reply.raw
         except BackendError as error:
+            if isinstance(error, HandOffFailed):
+                reports.metrics.handover_failures[error.cause] += 1
             return reports.backend_failed(record, error.reason, error.detail)
         except ClientLeft:
             is_check = record.is_check
@@ -277,7 +270,7 @@ class Session:
         check_only = identity.check_only
         record.guard = guard = Guard(
             Rules(
-                check_only=_CHECK_ONLY[check_only] if check_only else None,
+                check_only=CHECK_ONLY[check_only] if check_only else None,
                 allow_plaintext_auth=settings.allow_plaintext_auth,
                 starttls_offered=backend.starttls_offered,
                 client_literal=_literal_of(identity.client),

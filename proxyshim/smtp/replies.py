@@ -172,6 +172,8 @@ OUT_OF_STEP: Final = b"421 4.3.0 Lost step with the mail server, closing\r\n"
 
 # About the backend and ourselves.
 BACKEND_UNAVAILABLE: Final = b"421 4.3.0 Mail server not available, try again later\r\n"
+# As Postfix's postscreen says it.
+ALL_BUSY: Final = b"421 4.3.2 All server ports are busy\r\n"
 # The answers of a health check that the backend cannot answer, because there is no client.
 CHECK_OK: Final = b"250 2.0.0 Ok\r\n"
 CHECK_CLOSING: Final = b"221 2.0.0 Bye\r\n"

@@ -74,6 +74,7 @@ def test_systemd_analyze_accepts_the_units_without_complaint(
         (["unix-backend"], NO_NETWORK),
         (["bind-port-25"], OWN_PORT),
         (["source-address"], OWN_PORT),
+        (["postfix-pass"], RESOLVER_ELSEWHERE),
     ],
     ids=str,
 )

@@ -9,6 +9,7 @@ import os
 import pwd
 import re
 import shutil
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,8 +116,12 @@ class Postfix(Program):
         directory: Path,
         services: Mapping[str, Smtpd],
         settings: Mapping[str, str] | None = None,
+        before_start: str = "",
     ) -> None:
-        """Write the configuration into *directory* and start Postfix."""
+        """Write the configuration into *directory* and start Postfix.
+
+        *before_start* is a script of our documents, for /var/spool/postfix.
+        """
         find_program("postfix")
         self.services = services
         self.mail = directory / "mail"
@@ -128,6 +133,8 @@ class Postfix(Program):
         os.utime(config / "main.cf", (0, 0))
         lines = [service.line() for service in services.values()]
         (config / "master.cf").write_text("".join(lines) + PARTS)
+        if before_start:
+            _run_script(before_start, directory / "queue")
         master = [str(DAEMONS / "master"), "-c", str(config), "-s"]
         super().__init__(f"postfix in {directory}", host, master, directory=directory)
         try:
@@ -181,6 +188,13 @@ def _make_directories(directory: Path) -> None:
     _make(queue / "maildrop", owner.pw_name, "postdrop", 0o730)
     _make(directory / "data", owner.pw_name, "root", 0o700)
     _make(directory / "mail", "nobody", "nogroup", 0o755)
+
+
+def _run_script(script: str, queue: Path) -> None:
+    """Run a documented *script* with this queue, and with a group of the lab's."""
+    script = script.replace("/var/spool/postfix", str(queue))
+    script = script.replace("-g proxyshim", "-g 64099")
+    subprocess.run(["sh", "-ec", script], check=True, timeout=30)
 
 
 def _make(path: Path, owner: str, group: str, mode: int) -> None:

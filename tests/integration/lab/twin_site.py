@@ -19,6 +19,7 @@ from tests.integration.lab.dns import Unbound
 from tests.integration.lab.haproxy import HAProxy, Listen
 from tests.integration.lab.needs import need_root
 from tests.integration.lab.netns import Host, hosts
+from tests.integration.lab.pass_site import Pass
 from tests.integration.lab.policy import Policy
 from tests.integration.lab.postfix import Postfix, Smtpd, front_door
 from tests.integration.lab.sasl import Sasl
@@ -251,6 +252,7 @@ class Way:
 class TwinSite:
     """The client's host, Postfix, and two ways to reach it."""
 
+    convey: str
     client: Host
     postfix: Postfix
     policy: Policy
@@ -304,7 +306,7 @@ def open_twin_site(convey: str = "xclient") -> Iterator[TwinSite]:
         cleanup.callback(postfix.stop)
         _write_resolver_files(directory / "postfix" / "queue" / "etc")
 
-        shim = _open_shim(convey, mail, directory, doors)
+        shim = _open_shim(convey, mail, directory, doors, postfix.public)
         cleanup.callback(shim.stop_cleanly)
         listens = [
             Listen(
@@ -319,6 +321,7 @@ def open_twin_site(convey: str = "xclient") -> Iterator[TwinSite]:
         haproxy = HAProxy(made["proxy"], directory / "haproxy", listens)
         cleanup.callback(haproxy.stop)
         yield TwinSite(
+            convey,
             made["client"],
             postfix,
             policy,
@@ -353,13 +356,15 @@ def _doors(
         case "proxy-v2":
             expects = {"smtpd_upstream_proxy_protocol": "haproxy", **settings}
             return {name: Smtpd(address, expects)}
+        case "postfix-pass":
+            return {name: Pass(name, settings)}
         case _:
             six = Smtpd(f"[::1]:{port}", settings)
             return {name: Smtpd(address, settings), f"{name}6": six}
 
 
 def _open_shim(
-    convey: str, mail: Host, directory: Path, doors: Mapping[str, int]
+    convey: str, mail: Host, directory: Path, doors: Mapping[str, int], public: Path
 ) -> Shim:
     """Start proxyshim with the same /etc/hosts and /etc/resolv.conf as Postfix."""
     etc = directory / "shim-etc"
@@ -374,6 +379,9 @@ def _open_shim(
         backend: object = address
         if convey == "source-address":
             backend = [address, f"[::1]:{port}"]
+        elif convey == "postfix-pass":
+            backend = f"unix:{public / name}"
+            own["families"] = ["ipv4", "ipv6"]
         settings = {**own, "backend": backend}
         listeners.append(Listener(name, [f"{MAIL}:{4025 + n}"], address, settings))
     place = directory / "shim"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from proxyshim.net import connection as connection_module
 from proxyshim.net.connection import Connection
 from proxyshim.net.deadlines import Limit
 from proxyshim.net.fiber import Fiber
@@ -152,13 +153,13 @@ def test_an_exception_in_a_read_that_continues_later_ends_the_session(
 ) -> None:
     """What exceeds one read is read outside of the reactor's turn."""
     bomb = Bomb(monkeypatch, Connection, "_pump")
-    run_scheduled_pump = Connection._run_scheduled_pump
+    run_scheduled_pump = connection_module._run_scheduled_pump
 
     def run_without_memory(connection: Connection) -> None:
         bomb.arm()
         run_scheduled_pump(connection)
 
-    monkeypatch.setattr(Connection, "_run_scheduled_pump", run_without_memory)
+    monkeypatch.setattr(connection_module, "_run_scheduled_pump", run_without_memory)
     client, mta = rig.relaxed_pair(v1())
     begin_content(client, mta)
     with rig.shim.held():  # so that it finds more than one read of it

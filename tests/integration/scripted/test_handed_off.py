@@ -30,6 +30,7 @@ class HandOff:
 
     needs_names = False
     leaves_right = False
+    first_octets_s: float | None = None
     needs: frozenset[Need] = frozenset()
 
     def __init__(self) -> None:
@@ -54,7 +55,7 @@ class HandOff:
     ) -> HandedOff:
         assert client is not None
         self._given.put((identity, client.detach()))
-        return HandedOff()
+        return HandedOff(0.0)
 
     async def is_up(self, dial: Dial) -> bool:
         raise NotImplementedError
@@ -100,7 +101,7 @@ def test_a_direct_client_is_handed_off(rig: Rig, hand_off: HandOff) -> None:
 def assert_left_alone(rig: Rig, client: Wire, owner: Wire) -> None:
     """Check that the session has ended, and that only *owner* has the client's socket."""
     story = rig.story()
-    assert (story["outcome"], story["phase"]) == ("completed", "open")
+    assert (story["outcome"], story["phase"]) == ("handed_over", "open")
     client.send(b"EHLO client.test\r\n")
     for _ in range(2):
         with rig.shim.held():
