@@ -66,6 +66,8 @@ def _check_only(hint: str) -> Ending:
 
 # The source of events about a limit that applies to all clients together.
 ALL_CLIENTS: Final = "all"
+# Reasons about one client: its log lines are limited together, whichever proxy it came through.
+_ABOUT_THE_CLIENT: Final = (Reason.CLIENT_DENIED, Reason.CLIENT_PORTS_EXHAUSTED)
 
 _COMMAND: Final = Ending(
     Outcome.REFUSED, event="command_refused", level="info", is_refusal=True
@@ -250,7 +252,12 @@ class Reports:
     def backend_failed(
         self, record: SessionRecord, reason: Reason, detail: str | None
     ) -> bytes:
-        """Record that the backend failed the session; return our reply."""
+        """Record that the backend failed the session; return our reply.
+
+        One failure is the client's own doing, and then the log names the client, not the backend.
+        """
+        if reason is Reason.CLIENT_PORTS_EXHAUSTED:
+            return self.peer_refused(record, PeerError(reason, detail or ""))
         self._end(record, reason, detail)
         now = time.monotonic()
         if self.throttle.admits(reason, self.listener, now, About.OURSELVES):
@@ -363,7 +370,7 @@ class Reports:
             return ALL_CLIENTS, About.OURSELVES
         if reason is Reason.TOO_MANY_FROM_CLIENT and record.share is not None:
             return record.share, About.STRANGER
-        if reason is Reason.CLIENT_DENIED and record.client is not None:
+        if reason in _ABOUT_THE_CLIENT and record.client is not None:
             return client_key(record.client.address), About.STRANGER
         source = client_key(record.peer.address) if record.peer else "unix"
         is_stranger = reason is Reason.HEADER_FORBIDDEN

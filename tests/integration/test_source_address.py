@@ -290,13 +290,20 @@ def test_a_client_without_free_ports_gets_421_alone(place: Place, shim: Shim) ->
                 codes.append(reply.code)
             assert codes == [220, 220, 220, 421, 421]
             assert reply.octets.startswith(b"421 4.7.0 ")
-            assert connect(FRIEND).reply().code == 220
+            codes = [connect(FRIEND).reply().code for _ in range(4)]
+            assert codes == [220, 220, 220, 421]
     finally:
         place.mail.run([*write, before])
-    limited = shim.wait_event("client_limited", reason="client_ports_exhausted")
-    assert limited["backend"] == LOOP
     story = shim.wait_event("session_closed", reason="client_ports_exhausted")
     assert story["outcome"] == "refused"
+    # One line for each client, which it names.
+    shim.wait_event("client_limited", claimed=f"{FRIEND}:42000")
+    limited = shim.events(event="client_limited")
+    assert [each["claimed"] for each in limited] == [
+        f"{CLIENT}:42000",
+        f"{FRIEND}:42000",
+    ]
+    assert all("backend" not in each for each in limited)
 
 
 def test_an_unlisted_sender_of_a_header_gets_421(place: Place, shim: Shim) -> None:
