@@ -48,6 +48,15 @@ class Place:
     postfix: dict[str, Postfix]
 
 
+def wait_for_link(host: Host) -> None:
+    """Wait for the link-local address: without it, no IPv6 neighbour of a client is found."""
+    deadline = time.monotonic() + DEADLINE_S
+    show = [find_program("ip"), "-6", "address", "show", "dev", "eth0", "tentative"]
+    while host.run(show).strip():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     need_root()
@@ -63,6 +72,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
                 other=[OTHER, OTHER6],
             )
         )
+        for host in (made["mail"], made["other"]):
+            wait_for_link(host)
         # The other host reaches its clients through the host of proxyshim.
         ip = find_program("ip")
         for network, via in (
