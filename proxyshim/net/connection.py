@@ -26,6 +26,9 @@ from proxyshim.net.reactor import ENDED, READABLE, RESET, URGENT, WRITABLE, Reac
 _READ_OCTETS: Final = 65_536
 _UNUSUAL: Final = ENDED | URGENT
 _TCP_CLOSE: Final = 7  # include/net/tcp_states.h
+# With each call, because O_NONBLOCK belongs to the open file: another process that has our socket
+# as well (``is_shared``) may clear it, and our call would then stop all sessions.
+_NO_WAIT: Final = socket.MSG_DONTWAIT
 
 
 class Connection:
@@ -147,7 +150,7 @@ class Connection:
 
     def receive_now(self, max_octets: int = _READ_OCTETS) -> bytes | None:
         try:
-            data = self._sock.recv(max_octets)
+            data = self._sock.recv(max_octets, _NO_WAIT)
         except (BlockingIOError, InterruptedError):
             self._readable = False
             return None
@@ -162,7 +165,7 @@ class Connection:
 
     def peek(self, max_octets: int) -> bytes | None:
         try:
-            return self._sock.recv(max_octets, socket.MSG_PEEK)
+            return self._sock.recv(max_octets, socket.MSG_PEEK | _NO_WAIT)
         except (BlockingIOError, InterruptedError):
             return None
 
@@ -265,7 +268,7 @@ class Connection:
 
     def _send_now(self, data: bytes, flags: int = 0) -> None:
         try:
-            sent = self._sock.send(data, flags)
+            sent = self._sock.send(data, flags | _NO_WAIT)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError:
@@ -287,7 +290,7 @@ class Connection:
         while backlog:
             data = backlog[0]
             try:
-                sent = self._sock.send(data)
+                sent = self._sock.send(data, _NO_WAIT)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
@@ -350,10 +353,13 @@ class Connection:
             self.flush()
         finally:
             self.closed = True
-            self.reactor.forget(self.descriptor)
             self._backlog = None
             self.backlog_octets = 0
-            if self.is_shared:
+            if not self.is_shared:
+                self.reactor.forget(self.descriptor)
+            else:
+                # Our close does not end the open file, so it would not end its registration.
+                self.reactor.release(self.descriptor)
                 with contextlib.suppress(OSError):
                     self._sock.shutdown(socket.SHUT_RDWR)
             self._sock.close()

@@ -1,5 +1,6 @@
 """Faults of a service that gets clients' sockets, which a Postfix does not show on demand."""
 
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from tests.integration.scripted.mta import GREETING, Backend
 from tests.integration.scripted.shim import LISTED, STRANGER, Rig
 from tests.integration.scripted.wire import LIMIT_S, Wire
 
+OTHER = "127.0.0.4"
 PASS = {"convey": "postfix-pass", "families": ["ipv4", "ipv6"]}
 
 
@@ -57,6 +59,7 @@ class Smtpd:
             fields = octets[1:].split(b"\0")
             name = fields[fields.index(b"client_address") + 1].decode()
             client = Wire(socket.socket(fileno=descriptors[0]))
+            os.set_blocking(descriptors[0], True)  # as smtpd does, also for the shim
             if self.greets:
                 client.send(GREETING)
             with self._changed:
@@ -144,6 +147,22 @@ def test_without_a_receipt_the_client_gets_421_and_nothing_else(
             owner.send(GREETING)
         assert owner.end() == b""
     client.close()
+
+
+def test_a_client_that_stays_after_its_421_stops_nobody_else(
+    rig_with: OpenRig, smtpd: Smtpd
+) -> None:
+    """Smtpd has made the socket blocking, and the client sends nothing more."""
+    rig = rig_with(backend=smtpd.backend, reply_timeout_s=0.2, **PASS)
+    smtpd.take("127.0.0.1").close()  # the probe at the start
+    smtpd.receipts = smtpd.greets = False
+    silent = rig.connect(STRANGER)
+    with smtpd.take(STRANGER):
+        assert silent.rest() == replies.ALL_BUSY
+        smtpd.receipts = smtpd.greets = True
+        other = rig.connect(OTHER)
+        other.expect(GREETING)
+        smtpd.take(OTHER).close()
 
 
 def test_a_client_that_leaves_does_not_wait_for_the_receipt(
