@@ -123,22 +123,32 @@ async def _find_fault(
 ) -> Fault | None:
     """Return why the service counts as down; None if it is alive, or busy, or not there.
 
-    Where it is not there, each client's own hand-over shows that, and when it is back.
+    Where it is not there, each client's own hand-over shows that, and when it is back.  A process
+    that dies before its greeting may be the only one, so we ask others for as long as we would
+    have waited for that greeting.
     """
-    try:
-        backend = await open_own(dial, address, families)
-    except ReceiptMissing as error:
-        return _down(address, error.detail)
-    except BackendError:
-        return None
-    try:
-        await backend.greeting(GREETING_WITHIN_S)
-    except BackendError as error:
-        return _down(address, f"took a connection, but: {error.detail}")
-    finally:
-        with suppress(BackendError):
-            backend.quit()
-    return None
+    now = dial.reactor.time
+    until: float | None = None  # from the first receipt on
+    while True:
+        try:
+            backend = await open_own(dial, address, families)
+        except ReceiptMissing as error:
+            return _down(address, error.detail)
+        except BackendError:
+            return None
+        if until is None:
+            until = now() + GREETING_WITHIN_S
+        try:
+            await backend.greeting(max(until - now(), REPEAT_S))
+        except BackendError as error:
+            if now() >= until:
+                return _down(address, f"took a connection, but: {error.detail}")
+        else:
+            return None
+        finally:
+            with suppress(BackendError):
+                backend.quit()
+        await asyncio.sleep(REPEAT_S)
 
 
 def _down(address: BackendAddress, why: str) -> Fault:

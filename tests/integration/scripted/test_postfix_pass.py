@@ -27,6 +27,7 @@ class Smtpd:
         """Listen at *path*."""
         self.backend = Backend(path=path)
         self.receipts = self.greets = True
+        self.dies = False
         self.clients: list[tuple[str, Wire]] = []
         self._changed = threading.Condition()
         self._kept: list[socket.socket] = []
@@ -60,6 +61,10 @@ class Smtpd:
             name = fields[fields.index(b"client_address") + 1].decode()
             client = Wire(socket.socket(fileno=descriptors[0]))
             os.set_blocking(descriptors[0], True)  # as smtpd does, also for the shim
+            if self.dies:
+                client.close()
+                connection.close()
+                continue
             if self.greets:
                 client.send(GREETING)
             with self._changed:
@@ -199,6 +204,35 @@ def test_a_service_that_takes_and_does_not_greet_is_down(
     rig.events.wait("pass_recovered")
     client = rig.connect(STRANGER)
     client.expect(GREETING)
+
+
+def test_a_probe_whose_smtpd_dies_is_repeated_first(
+    rig_with: OpenRig, smtpd: Smtpd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process that was killed is no service that is down."""
+    monkeypatch.setattr(pass_probe, "REPEAT_S", 0.05)
+    smtpd.greets = False
+    rig = rig_with(backend=smtpd.backend, **PASS)
+    killed = smtpd.take("127.0.0.1")
+    smtpd.greets = True
+    killed.close()
+    with smtpd.take("127.0.0.1") as repeated:
+        repeated.expect(b"QUIT\r\n")
+    rig.connect(STRANGER).expect(GREETING)
+    assert rig.events.find("pass_failed") == []
+
+
+def test_a_service_whose_processes_all_die_is_down(
+    rig_with: OpenRig, smtpd: Smtpd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pass_probe, "GREETING_WITHIN_S", 0.2)
+    monkeypatch.setattr(pass_probe, "REPEAT_S", 0.05)
+    smtpd.dies = True
+    rig = rig_with(backend=smtpd.backend, **PASS)
+    failed = rig.events.wait("pass_failed")
+    assert "closed before the reply" in failed["detail"]
+    smtpd.dies = False
+    rig.events.wait("pass_recovered")
 
 
 def test_a_missing_receipt_begins_a_probe_at_once(
