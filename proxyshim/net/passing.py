@@ -1,11 +1,13 @@
 """Giving a connected socket to another process, over a unix socket."""
 
 import array
+import asyncio
 import errno
 import os
 import socket
 
 from proxyshim.net.connection import Connection
+from proxyshim.net.fiber import current_fiber
 from proxyshim.net.reactor import Reactor
 
 
@@ -23,8 +25,9 @@ async def pass_socket(
     Connecting and sending never wait, and nothing comes between them: a server that has accepted
     a connection may do nothing else until it has everything.  Raises OSError: BlockingIOError if
     the server's queue is full, ConnectionResetError if it has not taken the socket.  It has no
-    time limit of its own: call it within a Limit.  When it is cancelled, the server may still have
-    the socket, or get it later.
+    time limit of its own: call it within a Limit.  When it is interrupted, the server may get the
+    socket later; but where it has it already, a fiber returns as usual, because a client that is
+    being served must not be refused.
     """
     _keep_alive(descriptor)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -41,8 +44,19 @@ async def pass_socket(
     try:
         while await connection.receive():
             pass  # nothing but the end is expected
+    except asyncio.CancelledError:
+        # A Task has to end when it is cancelled.
+        if current_fiber() is None or not _has_ended(connection):
+            raise
     finally:
         connection.close()
+
+
+def _has_ended(connection: Connection) -> bool:
+    try:
+        return connection.receive_now() == b""
+    except OSError:
+        return False
 
 
 def _keep_alive(descriptor: int) -> None:
