@@ -31,6 +31,7 @@ a session relaxed                              ``smtp/backend_replies.py``
 the order greeting, EHLO, XCLIENT, greeting    ``conveyance/xclient.py``
 a PROXY header to the backend, and its proofs  ``conveyance/proxy_header.py``; ``smtp/proving.py``
 a connection from the client's own address     ``conveyance/source_socket.py``
+a client's socket handed to Postfix            ``conveyance/postfix_pass.py``; ``net/passing.py``
 a final reply owed, or possible                ``smtp/final_replies.py``; ``session/timing.py``
 another conveyance added                       ``conveyance/contract.py``; CONTRIBUTING.md
 the 30 s for a PROXY header                    ``config/settings.py``; ``session/admission.py``

@@ -56,9 +56,8 @@ class PassProof:
 
     fault: Fault | None = None
     tested_at: float = float("-inf")  # by the event loop's clock
-    test: asyncio.Task[None] | None = (
-        None  # while one is under way, or is to be repeated
-    )
+    # While a test is under way, or is to be repeated.
+    test: asyncio.Task[None] | None = None
 
 
 class BackendAddress:

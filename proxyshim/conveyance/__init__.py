@@ -14,7 +14,7 @@
 - ``source_test.py``        does the backend answer to other hosts' addresses?
 - ``source_check.py``       what ``proxyshim check`` finds out about that on this host
 - ``postfix_pass.py``       the client's socket itself, for Postfix's smtpd
-- ``pass_attributes.py``    what smtpd reads with it
+- ``pass_attributes.py``    the attributes that tell smtpd whose socket it is
 - ``pass_probe.py``         handing over, and is the service alive?
 - ``pass_check.py``         what ``proxyshim check`` finds out about that
 - ``judgement.py``          the MTA's judgement of a client, in place of the greeting

@@ -89,7 +89,8 @@ class Relayed:
 class Answered:
     """The backend greeted us, and nothing can be conveyed: we answer a health check ourselves.
 
-    Only for a check-only session of a peer without an address, on a unix socket.
+    Only for a check-only session: where its peer has no address, or where a check must not
+    reach the backend.
     """
 
     greeting: Reply  # for the client

@@ -1,4 +1,4 @@
-r"""What Postfix's smtpd reads with a socket that it is given: who the client is (pure).
+r"""Writes the attributes that tell Postfix's smtpd whose socket it was given (pure).
 
 Source: Postfix, ``psc_send_socket()`` in postscreen_send.c and ``smtpd_peer_from_pass_attr()``
 in smtpd_peer.c; the same from Postfix 2.10 on.  A name and its value each end with NUL, and an

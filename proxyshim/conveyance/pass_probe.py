@@ -92,13 +92,13 @@ async def open_own(
 
 
 def note_traffic(
-    dial: Dial, address: BackendAddress, families: frozenset[int], *, missing: bool
+    dial: Dial, address: BackendAddress, families: frozenset[int], *, at_once: bool
 ) -> None:
-    """Begin a probe if it is time, or if the receipt for a client is *missing*."""
+    """Begin a probe if it is time, or *at_once*; only one is under way at a time."""
     proof = address.pass_proof
     if proof.test is not None:
         return
-    if missing or dial.reactor.time() - proof.tested_at >= EVERY_S:
+    if at_once or dial.reactor.time() - proof.tested_at >= EVERY_S:
         proof.test = dial.addresses.run_test(address, _probe(dial, address, families))
 
 

@@ -71,7 +71,7 @@ class PostfixPass:
     def begin(self, dial: Dial) -> None:
         """Probe the service."""
         for address in dial.addresses.current:
-            note_traffic(dial, address, self.families, missing=True)
+            note_traffic(dial, address, self.families, at_once=True)
 
     async def open(
         self,
@@ -97,10 +97,10 @@ class PostfixPass:
         try:
             await hand_over(dial, address, client.descriptor, octets, limit_s)
         except ReceiptMissing:
-            note_traffic(dial, address, self.families, missing=True)
+            note_traffic(dial, address, self.families, at_once=True)
             raise
         client.detach().close()
-        note_traffic(dial, address, self.families, missing=False)
+        note_traffic(dial, address, self.families, at_once=False)
         return HandedOff(dial.reactor.time() - began)
 
     def _attributes(self, identity: Identity, client: Stream | None) -> bytes:

@@ -1,6 +1,7 @@
 """Answering a health check ourselves, after the backend has greeted us.
 
-It is for a proxy on a unix socket, where there is no address for the backend to see.
+That is for a proxy on a unix socket, which has no address for the backend to see, and for
+conveyances that cannot let a check through (``conveyance/postfix_pass.py``).
 """
 
 from typing import Final

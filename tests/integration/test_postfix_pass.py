@@ -354,7 +354,7 @@ def test_busy_is_not_down(place: Place) -> None:
     assert not place.shim.events(since=mark, event="pass_failed")
 
 
-def test_a_postfix_that_is_gone_is_a_421_until_it_is_back(site: Site) -> None:
+def test_while_postfix_is_gone_clients_get_421(site: Site) -> None:
     with ExitStack() as cleanup:
         first = start_postfix(site, "postfix-goes")
         cleanup.callback(first.stop)

@@ -27,6 +27,7 @@ from tests.integration.lab.twin_play import (
     inside_tls,
     login,
     mail,
+    own_xclient,
     pipelined,
     play,
     policy_request,
@@ -382,16 +383,7 @@ def test_a_name_that_is_a_number_is_not_confirmed(site: TwinSite) -> None:
 
 def test_a_clients_own_xclient_is_refused_in_postfixs_words(site: TwinSite) -> None:
     """Outside a transaction the refusal is the same as Postfix's, word for word."""
-
-    def script(talk: Conversation) -> Iterator[str]:
-        yield str(talk.reply())
-        yield str(talk.ask(f"EHLO {HELO}"))
-        yield str(talk.ask("XCLIENT ADDR=127.0.0.1"))
-        yield str(talk.ask("MAIL FROM:<sender@client.example>"))
-        yield str(talk.ask("XCLIENT ADDR=127.0.0.1"))
-        yield str(talk.ask("QUIT"))
-
-    direct, behind = play_both(site, "plain", "named", script)
+    direct, behind = play_both(site, "plain", "named", own_xclient)
     refusal = "550 5.7.0 Error: insufficient authorization"
     assert direct.replies[2:5:2] == [
         refusal,

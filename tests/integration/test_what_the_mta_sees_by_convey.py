@@ -17,7 +17,6 @@ from tests.integration.lab.twin_play import (
     AT_CONNECT,
     CLOSED,
     ENVELOPE,
-    HELO,
     Script,
     Seen,
     greetings,
@@ -25,6 +24,7 @@ from tests.integration.lab.twin_play import (
     inside_tls,
     login,
     mail,
+    own_xclient,
     pipelined,
     play,
     policy_request,
@@ -179,15 +179,7 @@ def test_policy_servers(site: TwinSite, client: str) -> None:
 
 
 def test_a_clients_own_xclient(site: TwinSite) -> None:
-    def script(talk: Conversation) -> Iterator[str]:
-        yield str(talk.reply())
-        yield str(talk.ask(f"EHLO {HELO}"))
-        yield str(talk.ask("XCLIENT ADDR=127.0.0.1"))
-        yield str(talk.ask("MAIL FROM:<sender@client.example>"))
-        yield str(talk.ask("XCLIENT ADDR=127.0.0.1"))
-        yield str(talk.ask("QUIT"))
-
-    looks_the_same(site, "plain", "named", script)
+    looks_the_same(site, "plain", "named", own_xclient)
 
 
 # The document's table of the differences: those that each conveyance leaves.

@@ -1,6 +1,6 @@
 """A mail server that runs in a box."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from tests.integration.lab.programs import Lines, Program
 from tests.matrix.box import Box, Users
@@ -50,6 +50,3 @@ def start_or_stop(server: Boxed, start: Callable[[], None]) -> None:
         problem.add_note("\n".join(server.log.since()[-20:]))
         server.stop()
         raise
-
-
-Backends = Mapping[str, Sequence[str]]

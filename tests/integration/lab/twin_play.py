@@ -107,6 +107,16 @@ def without_ehlo(talk: Conversation, first: str) -> Iterator[str]:
     yield str(talk.ask("STARTTLS"))
 
 
+def own_xclient(talk: Conversation) -> Iterator[str]:
+    """Send XCLIENT as a client, outside of a transaction and in one."""
+    yield str(talk.reply())
+    yield str(talk.ask(f"EHLO {HELO}"))
+    yield str(talk.ask("XCLIENT ADDR=127.0.0.1"))
+    yield str(talk.ask("MAIL FROM:<sender@client.example>"))
+    yield str(talk.ask("XCLIENT ADDR=127.0.0.1"))
+    yield str(talk.ask("QUIT"))
+
+
 # Play.
 
 

@@ -79,6 +79,7 @@ class Smtpd:
         """Stop."""
         self.backend._sock.shutdown(socket.SHUT_RDWR)
         self._thread.join(LIMIT_S)
+        self.backend.close()
         for each in self._kept:
             each.close()
         for _, client in self.clients:
@@ -260,7 +261,7 @@ def test_a_health_check_gets_the_greeting_of_a_probe(rig: Rig, smtpd: Smtpd) -> 
     assert rig.events.wait("session_closed")["outcome"] == "checked"
 
 
-def test_a_socket_that_is_not_there_is_refused(
+def test_a_socket_that_is_not_there_is_refused_until_it_is_back(
     rig_with: OpenRig, tmp_path: Path
 ) -> None:
     backend = Backend(path=tmp_path / "gone")
@@ -271,3 +272,7 @@ def test_a_socket_that_is_not_there_is_refused(
     story = rig.story()
     assert story["reason"] == "pass_refused"
     assert "ENOENT" in story["detail"]
+    smtpd = Smtpd(tmp_path / "gone")
+    rig.connect(STRANGER).expect(GREETING)
+    rig.events.wait("backend_recovered")
+    smtpd.close()

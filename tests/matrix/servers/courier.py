@@ -12,7 +12,6 @@ from tests.matrix.server import (
     XCLIENT,
     Home,
     Kind,
-    Server,
 )
 
 SETTINGS = """\
@@ -77,15 +76,10 @@ def _access(address: str) -> str:
     return f"{text}\tallow,RELAYCLIENT\n"
 
 
-def start(home: Home) -> Server:
-    """Start it."""
-    return Courier(home)
-
-
 COURIER = Kind(
     "courier",
     [SOURCE],
-    start,
+    Courier,
     in_log=r"{address}",
     in_log6=r"{address}",
     received=r"{address}",

@@ -157,16 +157,11 @@ def _start_one(home: Home, name: str, service: str) -> Program:
     return program
 
 
-def start(home: Home) -> Server:
-    """Start it."""
-    return DovecotServer(home)
-
-
 HEADER_ADVICE = "with Dovecot, set haproxy = yes and haproxy_trusted_networks"
 DOVECOT = Kind(
     "dovecot",
     [XCLIENT, V1, V2, SOURCE],
-    start,
+    DovecotServer,
     without_tls=[XCLIENT],  # the guard withholds it
     relays=False,
     in_log=r"rip={address}, rport={port}",

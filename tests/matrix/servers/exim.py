@@ -11,7 +11,6 @@ from tests.matrix.server import (
     V2,
     Home,
     Kind,
-    Server,
 )
 
 PLAIN = """\
@@ -98,16 +97,11 @@ class Exim(Boxed):
             self.log.wait_for(rf"listening for SMTP on .*{port}")
 
 
-def start(home: Home) -> Server:
-    """Start it."""
-    return Exim(home)
-
-
 ADVICE = "with Exim, set hosts_proxy to proxyshim's address"
 EXIM = Kind(
     "exim",
     [V1, V2, SOURCE],
-    start,
+    Exim,
     in_log=r"<= .* H=.*\[{address}\]:{port}",
     in_log6=r"<= .* H=.*\[{address}\]:{port}",
     received=r"\[{address}\]",

@@ -97,15 +97,10 @@ class Haraka(Server):
         return search_files(self._mail, message_id)
 
 
-def start(home: Home) -> Server:
-    """Start it."""
-    return Haraka(home)
-
-
 HARAKA = Kind(
     "haraka",
     [XCLIENT],
-    start,
+    Haraka,
     in_log=r"{address}",
     in_log6=r"{address}",
     received=r"\[{address}\]",

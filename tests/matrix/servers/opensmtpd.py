@@ -10,7 +10,6 @@ from tests.matrix.server import (
     V2,
     Home,
     Kind,
-    Server,
 )
 
 CONFIG = """\
@@ -61,15 +60,10 @@ class OpenSMTPD(Boxed):
         self.log.wait_for("server ready|OpenSMTPD .* starting")
 
 
-def start(home: Home) -> Server:
-    """Start it."""
-    return OpenSMTPD(home)
-
-
 OPENSMTPD = Kind(
     "opensmtpd",
     [V2, SOURCE],
-    start,
+    OpenSMTPD,
     without_tls=[
         V2,
         SOURCE,

@@ -55,17 +55,12 @@ class PostfixServer(Server):
         return search_files(self._postfix.mail, message_id)
 
 
-def start(home: Home) -> Server:
-    """Start it."""
-    return PostfixServer(home)
-
-
 HEADER_ADVICE = "-o smtpd_upstream_proxy_protocol=haproxy"
 HEADER_NOTE = "takes a PROXY header from 127.0.0.2 too"
 POSTFIX = Kind(
     "postfix",
     [XCLIENT, V1, V2, SOURCE],
-    start,
+    PostfixServer,
     in_log=r"client=unknown\[{address}\]:{port}",
     in_log6=r"client=unknown\[{address}\]:{port}",
     received=r"\[{address}\]",

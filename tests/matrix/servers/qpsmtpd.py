@@ -12,7 +12,6 @@ from tests.matrix.server import (
     XCLIENT,
     Home,
     Kind,
-    Server,
 )
 
 FILES = {
@@ -59,15 +58,10 @@ class Qpsmtpd(Boxed):
         self.log.wait_for("Running as user|Listening on")
 
 
-def start(home: Home) -> Server:
-    """Start it."""
-    return Qpsmtpd(home)
-
-
 QPSMTPD = Kind(
     "qpsmtpd",
     [SOURCE],
-    start,
+    Qpsmtpd,
     in_log=r"{address}",
     in_log6=r"{address}",
     received=r"\({address}\)",

@@ -9,7 +9,6 @@ from tests.matrix.server import (
     TRUSTED,
     Home,
     Kind,
-    Server,
     all_groups,
 )
 
@@ -80,15 +79,10 @@ def _access(address: str) -> str:
     return f"Connect:{text}\tRELAY\n"
 
 
-def start(home: Home) -> Server:
-    """Start it."""
-    return Sendmail(home)
-
-
 SENDMAIL = Kind(
     "sendmail",
     [SOURCE],
-    start,
+    Sendmail,
     in_log=r"relay=.*\[{address}\]",
     in_log6=r"relay=.*\[IPv6:{all_groups}\]",
     received=r"\[{address}\]",

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from tests.docs import marked
-from tests.integration.lab.programs import Program
+from tests.matrix.one_program import OneProgram
 from tests.matrix.packages import install_npm
 from tests.matrix.server import (
     DOMAIN,
@@ -15,8 +15,6 @@ from tests.matrix.server import (
     XCLIENT,
     Home,
     Kind,
-    Server,
-    search_files,
 )
 
 SCRIPT = Path(__file__).with_suffix(".cjs")
@@ -24,7 +22,7 @@ PREPARED, EXPECTS = "127.0.0.1:10725", "127.0.0.1:10726"
 PLAIN, PLAIN6 = "127.0.0.1:2500", "[::1]:2500"
 
 
-class SmtpServer(Server):
+class SmtpServer(OneProgram):
     """The running server."""
 
     def __init__(self, home: Home) -> None:
@@ -32,9 +30,6 @@ class SmtpServer(Server):
         modules = install_npm("smtp-server@3.21.6") / "node_modules"
         node = shutil.which("node")
         assert node is not None, "needs node (Debian package nodejs)"
-        self._mail = home.directory / "mail"
-        self._mail.mkdir()
-        argv = [node, str(SCRIPT), str(self._mail), str(home.certificate)]
         environment = {
             "NODE_PATH": str(modules),
             "HOST_NAME": HOST_NAME,
@@ -43,34 +38,15 @@ class SmtpServer(Server):
             "XCLIENT": marked("smtp-server: XCLIENT"),
             "PROXY": marked("smtp-server: PROXY header"),
         }
-        self._program = Program("smtp-server", home.host, argv, environment=environment)
-        self.log = self._program.lines
-        try:
-            self.log.wait_for("^ready$")
-        except BaseException:
-            self.stop()
-            raise
+        super().__init__(home, [node, str(SCRIPT)], environment)
         self.backends = {XCLIENT: [PREPARED], V1: [EXPECTS], SOURCE: [PLAIN, PLAIN6]}
         self.unprepared = [PLAIN]
-
-    def stop(self) -> None:
-        """Stop it."""
-        self._program.stop()
-
-    def find_message(self, message_id: str) -> str | None:
-        """Look into its folder."""
-        return search_files(self._mail, message_id)
-
-
-def start(home: Home) -> Server:
-    """Start it."""
-    return SmtpServer(home)
 
 
 SMTP_SERVER = Kind(
     "smtp-server",
     [XCLIENT, V1, SOURCE],
-    start,
+    SmtpServer,
     in_log=r"client={address} {port}",
     in_log6=r"client={address} {port}",
     advice={
