@@ -11,11 +11,11 @@ connection shut down in both directions, or smtpd would greet it as well.
 A health check is never handed over: we answer it ourselves, after smtpd has greeted a probe.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from proxyshim.addresses import Address
+from proxyshim.addresses import Address, Endpoint
 from proxyshim.backend.address import BackendAddress
 from proxyshim.backend.dial import Dial
 from proxyshim.config import Listener
@@ -112,8 +112,8 @@ class PostfixPass:
                 Reason.CLIENT_FAMILY_REFUSED,
                 f"an IPv{version} client, and families has no IPv{version}",
             )
-        own = client.local_endpoint() if client is not None else None
-        server = choose_server(source, (identity.destination, own), self.families)
+        ends = _ends_of_server(identity, client)
+        server = choose_server(source, ends, self.families)
         return write_attributes(source, server)
 
     async def _greet_check(self, dial: Dial, address: BackendAddress) -> Answered:
@@ -150,3 +150,12 @@ class PostfixPass:
     ) -> Examined:
         """Hand over probes, and compare the settings with Postfix's."""
         return await examine(self, self.families, dial, clients)
+
+
+def _ends_of_server(
+    identity: Identity, client: Stream | None
+) -> Iterator[Endpoint | None]:
+    """Yield the destination of the client's connection, then ours if the first will not do."""
+    yield identity.destination
+    if client is not None:
+        yield client.local_endpoint()

@@ -29,7 +29,6 @@ async def pass_socket(
     socket later; but where it has it already, a fiber returns as usual, because a client that is
     being served must not be refused.
     """
-    _keep_alive(descriptor)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.connect(path)
@@ -57,9 +56,3 @@ def _has_ended(connection: Connection) -> bool:
         return connection.receive_now() == b""
     except OSError:
         return False
-
-
-def _keep_alive(descriptor: int) -> None:
-    """Let the kernel find out that the other end is gone: nobody else will ask for it."""
-    with socket.socket(fileno=os.dup(descriptor)) as copy:
-        copy.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
