@@ -37,7 +37,8 @@ another conveyance added                       ``conveyance/contract.py``; CONTR
 the 30 s for a PROXY header                    ``config/settings.py``; ``session/admission.py``
 what a reason leads to                         its row in ``session/ending.py``
 a field of ``session_closed``                  ``session/record.py``
-TLS terminated                                 not yet; behind the contract of ``net/stream.py``
+TLS ended for the client                       ``net/tls.py``; its rules: ``smtp/own_tls.py``
+a certificate read and chosen                  ``config/certificates.py``
 the sockets handed to a successor              ``service/upgrade.py``
 =============================================  ====================================================
 

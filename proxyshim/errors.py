@@ -48,6 +48,12 @@ class Reason(StrEnum):
     REPLY_OUT_OF_PLACE = "reply_out_of_place"
     CLIENT_IDLE = "client_idle"
 
+    # Our own TLS.
+    TLS_REQUIRED = "tls_required"
+    TLS_OUT_OF_ORDER = "tls_out_of_order"
+    PLAINTEXT_AFTER_STARTTLS = "plaintext_after_starttls"
+    TLS_HANDSHAKE_FAILED = "tls_handshake_failed"
+
     # The backend.
     BACKEND_UNREACHABLE = "backend_unreachable"
     BACKEND_UNRESOLVED = "backend_unresolved"

@@ -21,3 +21,18 @@ class Identity:
     destination: Endpoint | None
     check_only: Reason | None = None
     tlvs: tuple[tuple[int, bytes], ...] = ()
+    # Set once the client's session runs inside our TLS.
+    tls: "TlsFacts | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFacts:
+    """What a TLS handshake has settled, in OpenSSL's names ("TLSv1.3")."""
+
+    version: str
+    cipher: str
+    # What the client has asked for (SNI, RFC 6066, 3).
+    server_name: str | None = None
+    # The common name in a client certificate; we ask for one only where a CA is configured.
+    client_name: str | None = None
+    has_client_certificate: bool = False

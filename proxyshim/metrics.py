@@ -32,6 +32,18 @@ GREETING_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0, 30
 # From accept to close.  The range covers probes and clients that keep their connection open.
 SESSION_BOUNDS_S: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0)
 
+# Why a TLS handshake fails (net/tls_engine.py).
+TLS_FAILURES: Final = (
+    "timeout",
+    "closed",
+    "not_tls",
+    "version",
+    "no_shared_cipher",
+    "client_certificate",
+    "client_alert",
+    "other",
+)
+
 # The range covers an answer from the cache of a resolver on the same host, and a last retry.
 LOOKUP_BOUNDS_S: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -94,6 +106,9 @@ class Metrics(Collector):
         self.down: frozenset[str] = frozenset()
         self.handover_s = Histogram(GREETING_BOUNDS_S)
         self.handover_failures: Counter[str] = Counter()  # the error's name
+        self.tls_handshakes: Counter[tuple[str, str]] = Counter()  # listener, result
+        # By listener and file: when the certificate expires, in Unix time.
+        self.certificates: Mapping[tuple[str, str], float] = {}
 
     def collect(self) -> Iterable[Metric]:
         """Yield all metrics, as Prometheus types."""
@@ -153,6 +168,7 @@ class Metrics(Collector):
         )
         yield from self._allowlist_metrics()
         yield from self._name_metrics()
+        yield from self._tls_metrics()
         yield CounterMetricFamily(
             "proxyshim_log_lines_dropped",
             "Log lines that were dropped because nothing took them.",
@@ -167,6 +183,18 @@ class Metrics(Collector):
     def note_allowlist(self, listener: str, entries: int) -> None:
         """Record that a listener's list was read just now."""
         self._allowlists[listener] = entries, time.time()
+
+    def note_tls(self, listener: str, expiry: Mapping[str, float]) -> None:
+        """Record when the certificates of a listener expire, by file; begin to count at 0."""
+        others = {
+            key: at for key, at in self.certificates.items() if key[0] != listener
+        }
+        self.certificates = others | {
+            (listener, path): at for path, at in expiry.items()
+        }
+        if expiry:
+            for result in ("ok", *TLS_FAILURES):
+                self.tls_handshakes[listener, result] += 0
 
     def note_denylist(self, listener: str, entries: int) -> None:
         """Record how many clients or networks a listener denies."""
@@ -230,6 +258,22 @@ class Metrics(Collector):
             "Clients whose names are in the cache.",
             value=self.names_cached,
         )
+
+    def _tls_metrics(self) -> Iterator[Metric]:
+        yield _counter(
+            "proxyshim_tls_handshakes",
+            "TLS handshakes of clients, by result: ok, or why they failed.",
+            ["listener", "result"],
+            self.tls_handshakes,
+        )
+        expiry = GaugeMetricFamily(
+            "proxyshim_tls_certificate_expiry_timestamp_seconds",
+            "When a certificate expires, in Unix time.",
+            labels=["listener", "certificate"],
+        )
+        for (listener, path), at in list(self.certificates.items()):
+            expiry.add_metric([listener, path], at)
+        yield expiry
 
     @property
     def is_ready(self) -> bool:

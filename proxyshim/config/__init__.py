@@ -5,6 +5,7 @@
 - ``explain.py``   turns pydantic's errors into our own words
 - ``files.py``     reads files, within limits
 - ``denylist.py``  reads ``denied_clients``
+- ``certificates.py``  reads the certificates for our own TLS
 
 This module parses the file and the lists that it names.  An error is a ConfigError that names
 the file, the key, the value and what was expected.
@@ -22,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from proxyshim.addresses import SocketName, read_socket_name
 from proxyshim.allowlist import Allowlist, Networks
+from proxyshim.config.certificates import ServerTls, read_tls
 from proxyshim.config.denylist import Denylist, read_denylist
 from proxyshim.config.explain import explain
 from proxyshim.config.files import read_text
@@ -70,6 +72,7 @@ class Listener:
     untrusted_claims: Networks
     believed_claims: Networks
     denylist: Denylist | None = None
+    tls: ServerTls | None = None
 
     @property
     def backend_names(self) -> str:
@@ -179,6 +182,7 @@ def _prepare(path: Path, entry: ListenerSettings) -> Listener:
             entry.believed_claims, f"{where}: believed_claims"
         ),
         denylist=denylist,
+        tls=read_tls(where, path.parent, entry),
     )
 
 

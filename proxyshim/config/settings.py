@@ -88,6 +88,16 @@ class Limits:
 
 
 @settings(frozen=True, slots=True, config=_STRICT)
+class CertificateFiles:
+    """An entry of *certificates*: two files in PEM form, relative to the configuration file."""
+
+    # The server's certificate, then those that lead to its CA.
+    certificate: Text
+    # Its private key, not encrypted.
+    key: Text
+
+
+@settings(frozen=True, slots=True, config=_STRICT)
 class ListenerSettings:
     """A table [[listener]]: where clients and proxies connect, and which backend they get."""
 
@@ -169,6 +179,22 @@ class ListenerSettings:
     # Where the backend keeps the right to XCLIENT, we withhold STARTTLS from clients, and with
     # it AUTH.  true lets them log in anyway, with passwords in the clear.
     allow_plaintext_auth: Flag = False
+    # Whether we end the clients' TLS, and how it begins: "starttls" after the command, "implicit"
+    # with the connection, after a PROXY header.  "off" leaves it to the backend.
+    tls: Literal["off", "starttls", "implicit"] = "off"
+    # With *tls*: the certificates.  The name that the client asks for (SNI) chooses; the first one
+    # is for all other clients.  They are read again at each reload.
+    certificates: tuple[CertificateFiles, ...] = ()
+    # With *tls*: the oldest version of TLS.  "1.0" and "1.1" imply OpenSSL's security level 0.
+    tls_min_version: Literal["1.0", "1.1", "1.2", "1.3"] = "1.2"
+    # With *tls*: the ciphers for TLS 1.2 and older, in OpenSSL's words.  Empty means Python's own
+    # choice, or all of OpenSSL's defaults if *tls_min_version* is older than 1.2.
+    tls_ciphers: Annotated[str, Field(strict=True)] = ""
+    # With *tls*: a file of CA certificates.  Clients are then asked for a certificate, and may have
+    # none; one that these CAs have not signed fails the handshake.  It is logged, nothing more.
+    tls_client_ca: Text | None = None
+    # With *tls*: the time limit for the handshake.
+    tls_timeout_s: Seconds = 30.0
     # The mode of unix sockets in *bind*, four octal digits: it decides who may connect, because
     # every peer on a unix socket is trusted like a listed proxy.
     unix_mode: Annotated[Text, Field(pattern=r"^0[0-7]{3}$")] = "0660"

@@ -14,6 +14,7 @@ Source: PROXY spec, 2; docs/explanation/security.md.
 
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar, Final, Self
 
 from proxyshim.addresses import Address, Endpoint
@@ -33,11 +34,11 @@ from proxyshim.conveyance.header_check import examine
 from proxyshim.conveyance.judgement import judge_first_greeting
 from proxyshim.conveyance.second_header import OwnHeader, prove
 from proxyshim.errors import BackendError, Reason
-from proxyshim.identity import Identity
+from proxyshim.identity import Identity, TlsFacts
 from proxyshim.net.reactor import Reactor
 from proxyshim.net.stream import Stream
 from proxyshim.proxy_header.tlv import Tlv
-from proxyshim.proxy_header.write import tlvs_to_pass_on, write_v1, write_v2
+from proxyshim.proxy_header.write import ssl_tlv, tlvs_to_pass_on, write_v1, write_v2
 from proxyshim.smtp.replies import Reply
 
 _V1: Final = 1
@@ -74,18 +75,26 @@ class HeaderConveyance:
             settings.header_ssl_tlv,
         )
 
+    @property
+    def reports_tls(self) -> bool:
+        """True if the header has a TLV for it; see the contract."""
+        return self.version == _V2
+
     def write(
         self,
         source: Endpoint,
         *destinations: Endpoint | None,
         tlvs: Iterable[Tlv] = (),
+        tls: TlsFacts | None = None,
     ) -> bytes:
-        """Return the header that names *source* as the client."""
+        """Return the header that names *source* as the client, and says that *tls* protects it."""
         if self.version == _V1:
             return write_v1(source, *destinations)
         if not self.with_tlvs:
             tlvs = ()
-        passed = tlvs_to_pass_on(tlvs, with_ssl=self.with_ssl)
+        passed = tlvs_to_pass_on(tlvs, with_ssl=self.with_ssl and tls is None)
+        if tls is not None:
+            passed = chain([ssl_tlv(tls)], passed)
         return write_v2(
             source, *destinations, tlvs=passed, with_checksum=self.with_checksum
         )
@@ -166,7 +175,11 @@ class _Approach:
         self._dial = dial
         own = client.local_endpoint() if client is not None else None
         self._header = conveyance.write(
-            source, identity.destination, own, tlvs=identity.tlvs
+            source,
+            identity.destination,
+            own,
+            tlvs=identity.tlvs,
+            tls=identity.tls,
         )
 
     def fits(self, address: BackendAddress) -> bool:

@@ -27,19 +27,48 @@ from proxyshim.addresses import Endpoint
 from proxyshim.net.reactor import Reactor
 
 
-class Stream(Protocol):
+class StreamState(Protocol):
+    """How far a stream is."""
+
+    octets_received: int
+    octets_given: int  # to ``send``, which makes it the position in the output
+
+    @property
+    def octets_sent(self) -> int:
+        """How much of the output the kernel has taken."""
+
+    @property
+    def backlog_octets(self) -> int:
+        """How many octets the kernel has not taken of what was given to ``send``.
+
+        On top of TLS, those of its records.
+        """
+
+    @property
+    def write_failed(self) -> bool:
+        """True if nothing more can be sent."""
+
+    @property
+    def paused(self) -> bool:
+        """True between ``pause_reading`` and ``resume_reading``."""
+
+    @property
+    def closed(self) -> bool:
+        """True after ``close``."""
+
+    @property
+    def ended(self) -> bool:
+        """True if the other end has shut down or reset; there may be more to read before that."""
+
+    @property
+    def was_reset(self) -> bool:
+        """True if that was not only its sending side: nobody reads what we send."""
+
+
+class Stream(StreamState, Protocol):
     """One end of a connection."""
 
     reactor: Reactor
-    octets_received: int
-    octets_given: int  # to ``send``, which makes it the position in the output
-    octets_sent: int  # taken by the kernel
-    backlog_octets: int  # given to ``send``, and not yet taken by the kernel
-    write_failed: bool
-    paused: bool  # see ``pause_reading``
-    closed: bool
-    ended: bool  # the other end has shut down or reset; there may be more to read before that
-    was_reset: bool  # it was not only its sending side: nobody reads what we send
     # Another process may have the socket too: ``close`` then ends the connection for both.
     is_shared: bool
     # Called when the other end ends or resets while nobody reads, perhaps more than once.

@@ -9,7 +9,17 @@ from struct import Struct
 from typing import Final
 
 from proxyshim.addresses import Address, Endpoint
-from proxyshim.proxy_header.tlv import CRC32C, CRC32C_OCTETS, SSL, Tlv, crc32c
+from proxyshim.identity import TlsFacts
+from proxyshim.proxy_header.tlv import (
+    CRC32C,
+    CRC32C_OCTETS,
+    SSL,
+    SSL_CN,
+    SSL_HEAD,
+    SSL_VERSION,
+    Tlv,
+    crc32c,
+)
 from proxyshim.proxy_header.v2 import V2_SIGNATURE
 
 # What may follow the first 16 octets.  Receivers have limits of their own, and common ones take
@@ -26,6 +36,13 @@ _FAMILY: Final = {4: 0x11, 6: 0x21}
 _FIXED: Final = Struct("!BBH")
 _PORTS: Final = Struct("!HH")
 _TLV_HEAD: Final = Struct("!BH")
+# PROXY spec, 2.2.6.
+_CLIENT_SSL: Final = 0x01
+_CLIENT_CERT_CONN: Final = 0x02
+_CLIENT_CERT_SESS: Final = 0x04
+_VERIFIED: Final = 0
+_NOT_VERIFIED: Final = 1
+_SSL_CIPHER: Final = 0x23
 
 
 def write_v1(source: Endpoint, *destinations: Endpoint | None) -> bytes:
@@ -76,6 +93,19 @@ def tlvs_to_pass_on(tlvs: Iterable[Tlv], *, with_ssl: bool) -> Iterator[Tlv]:
     for kind, value in tlvs:
         if kind not in (CRC32C, NOOP) and (with_ssl or kind != SSL):
             yield kind, value
+
+
+def ssl_tlv(facts: TlsFacts) -> Tlv:
+    """Return the TLV that tells the backend of our TLS with the client (PROXY spec, 2.2.6)."""
+    client, verify = _CLIENT_SSL, _NOT_VERIFIED
+    parts = [(SSL_VERSION, facts.version.encode("ascii"))]
+    if facts.has_client_certificate:
+        client, verify = client | _CLIENT_CERT_CONN | _CLIENT_CERT_SESS, _VERIFIED
+        if facts.client_name is not None:
+            parts.append((SSL_CN, facts.client_name.encode("utf-8")))
+    parts.append((_SSL_CIPHER, facts.cipher.encode("ascii")))
+    head = SSL_HEAD.pack(client, verify)
+    return SSL, head + b"".join(_write_tlv(kind, value) for kind, value in parts)
 
 
 def _of_family(address: Address, endpoints: Sequence[Endpoint | None]) -> Endpoint:

@@ -22,7 +22,7 @@ from proxyshim.metrics import Metrics
 from proxyshim.net.closing import close_gently
 from proxyshim.net.stream import Stream
 from proxyshim.service.sockets import ListeningSocket
-from proxyshim.session.ending import ALL_CLIENTS
+from proxyshim.session.reports import ALL_CLIENTS
 from proxyshim.smtp import replies
 from proxyshim.throttle import About, Throttle
 

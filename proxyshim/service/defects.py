@@ -43,6 +43,10 @@ class Defects:
 
     def note_unraisable(self, unraisable: Any) -> None:
         """Log what Python passes to ``sys.unraisablehook``."""
+        if isinstance(unraisable.exc_value, UnicodeDecodeError) and isinstance(
+            unraisable.object, bytes
+        ):
+            return  # a TLS client's server name is not ASCII: its handshake fails, and shows that
         detail = unraisable.err_msg or "Exception ignored in"
         self.note_from_thread(
             f"{detail} {unraisable.object!r:.100}", unraisable.exc_value

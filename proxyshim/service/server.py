@@ -35,7 +35,8 @@ from proxyshim.service.http import HttpServer, Pages
 from proxyshim.service.ports import Ports
 from proxyshim.service.sandbox import report_forbidden
 from proxyshim.service.sockets import SocketSource
-from proxyshim.session.ending import ENDINGS, Reports
+from proxyshim.session.ending import ENDINGS
+from proxyshim.session.reports import Reports
 from proxyshim.session.session import Session
 from proxyshim.session.shared import Shared
 from proxyshim.session.trust import Trust
@@ -186,6 +187,8 @@ class Server:
             shared.conveyance.begin(shared.dial)
             self._agent_checks.adopt(shared)
             self.metrics.note_allowlist(name, len(listener.allowlist))
+            used = listener.tls.certificates if listener.tls is not None else ()
+            self.metrics.note_tls(name, {each.path: each.expires_at for each in used})
         self._limiter.adopt(config.limits)
 
     async def reload(self, config: Config) -> None:

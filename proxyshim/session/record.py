@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from proxyshim.addresses import Endpoint
 from proxyshim.errors import Reason
-from proxyshim.identity import Identity
+from proxyshim.identity import Identity, TlsFacts
 from proxyshim.names import Question
 from proxyshim.net.stream import Stream
 from proxyshim.proxy_header import ProxyHeader
@@ -43,6 +43,16 @@ class Outcome(StrEnum):
     FAILED = "failed"  # a defect in this program
 
 
+class End(StrEnum):
+    """How a relay ended."""
+
+    BACKEND_CLOSED = "backend_closed"  # after a closing reply, or without one
+    BACKEND_QUIT = "backend_quit"  # by a closing reply; the connection is still open
+    GUARD = "guard"  # the guard ended it; its ``end_reason`` says why
+    CLIENT_LOST = "client_lost"
+    STARTTLS = "starttls"  # not the session's end: it goes on inside our TLS
+
+
 _MODE_NAMES: Final = {mode: mode.name.lower() for mode in Mode}
 
 
@@ -61,6 +71,7 @@ class SessionRecord:
         "identity",
         "is_quiet",
         "listener",
+        "messages_before",
         "outcome",
         "peer",
         "phase",
@@ -68,6 +79,7 @@ class SessionRecord:
         "reason",
         "refused",
         "share",
+        "tls",
     )
 
     def __init__(self, number: str, listener: str, peer: Endpoint | None) -> None:
@@ -91,6 +103,8 @@ class SessionRecord:
         self.backend: str | None = None  # where there is a choice
         self.question: Question | None = None  # for the client's names
         self.guard: Guard | None = None
+        self.messages_before = 0  # accepted before our TLS, by another connection
+        self.tls: TlsFacts | None = None  # inside our own TLS
         # Whom it counts for, where clients are limited; see shares.py.
         self.share: str | None = None
 
@@ -110,6 +124,13 @@ class SessionRecord:
         if self.identity is None or self.identity.check_only is not None:
             return None
         return self.identity.client
+
+    @property
+    def messages_accepted(self) -> int:
+        """How many messages the backend has accepted."""
+        return self.messages_before + (
+            self.guard.messages_accepted if self.guard is not None else 0
+        )
 
     def is_client_silent(self, client: Stream) -> bool:
         """Return True if nothing was read after the PROXY header."""
@@ -152,9 +173,15 @@ class SessionRecord:
         if header is not None:
             story["header"] = f"v{header.version} {header.command}"
             story.update(header.log_details())
+        if (tls := self.tls) is not None:
+            story["tls"], story["tls_cipher"] = tls.version, tls.cipher
+            if tls.server_name is not None:
+                story["tls_server_name"] = tls.server_name
+            if tls.has_client_certificate:
+                story["tls_client"] = tls.client_name or "unnamed"
         if guard is not None:
             story["mode"] = _MODE_NAMES[guard.mode]
-            story["messages"] = guard.messages_accepted
+            story["messages"] = self.messages_accepted
             if guard.last_code:
                 story["last_code"] = guard.last_code
         return story

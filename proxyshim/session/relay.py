@@ -10,7 +10,6 @@ only delivers the replies up to the last final one.
 """
 
 from collections.abc import Callable
-from enum import StrEnum
 from typing import Final
 
 from proxyshim.backend.dialogue import LastReply
@@ -18,6 +17,7 @@ from proxyshim.errors import BackendError, PeerError, Reason
 from proxyshim.net.stream import Stream
 from proxyshim.proxy_header.watch import HeaderWatch
 from proxyshim.session.back_pressure import balance, read_backend_only
+from proxyshim.session.record import End
 from proxyshim.session.timing import RelayClock, RelayLimits
 from proxyshim.smtp import replies
 from proxyshim.smtp.final_replies import FinalReply
@@ -25,15 +25,6 @@ from proxyshim.smtp.guard import Guard, Transaction
 
 # How long our own reply waits after a 5xx of the backend, because servers hang up after some.
 _HESITATION_S: Final = 0.2
-
-
-class End(StrEnum):
-    """How a relay ended."""
-
-    BACKEND_CLOSED = "backend_closed"  # after a closing reply, or without one
-    BACKEND_QUIT = "backend_quit"  # by a closing reply; the connection is still open
-    GUARD = "guard"  # the guard ended it; its ``end_reason`` says why
-    CLIENT_LOST = "client_lost"
 
 
 class Relay:
@@ -277,6 +268,8 @@ class Relay:
             self._backend.end_sending()
         if guard.finished:
             self._end(End.GUARD)
+        elif guard.tls is not None and guard.tls.is_wanted:
+            self._end(End.STARTTLS)
         elif self._client_ended and self._clock.has_quit:
             guard.backend_closed()
             self._end(End.BACKEND_QUIT)

@@ -6,18 +6,16 @@ whose identity the backend did not take, gets a 421 or the MTA's own reply, and 
 """
 
 import asyncio
-import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from proxyshim.addresses import Endpoint
 from proxyshim.conveyance.contract import (
     Answered,
     ClientRefused,
-    GetNames,
     HandedOff,
     HandOffFailed,
     Relayed,
-    no_names,
 )
 from proxyshim.errors import BackendError, PeerError, Reason
 from proxyshim.identity import Identity
@@ -26,19 +24,27 @@ from proxyshim.net.fiber import Fiber
 from proxyshim.net.stream import Stream
 from proxyshim.session.admission import Admission, PeerLeft
 from proxyshim.session.answering import CHECK_ONLY, answer_check
+from proxyshim.session.client_names import look_up_names
+from proxyshim.session.client_tls import (
+    await_first_octets,
+    await_line,
+    begin_tls,
+    refuse_plaintext,
+    shake_hands,
+)
 from proxyshim.session.departure import ClientLeft, DepartureWatch
-from proxyshim.session.record import Outcome, Phase, SessionRecord
-from proxyshim.session.relay import End, Relay
-from proxyshim.session.shared import Shared
+from proxyshim.session.record import End, Outcome, Phase, SessionRecord
+from proxyshim.session.relay import Relay
+from proxyshim.session.relaying import judge_end, make_guard
+from proxyshim.session.shared import Shared, count_for_client
 from proxyshim.session.shares import (
     LINGERING,
     MAX_LINGERING,
     TURNED_AWAY,
-    share_of,
 )
 from proxyshim.session.timing import RelayLimits
 from proxyshim.smtp import replies
-from proxyshim.smtp.guard import Guard, Rules
+from proxyshim.smtp.guard import Guard
 
 
 class Session:
@@ -151,7 +157,9 @@ class Session:
             record.identity = identity = await self._admission.run()
             self._shared.denied.check(identity)
             if self._shared.are_clients_limited:
-                self._count_for_client(identity)
+                self._share = count_for_client(self._shared, record, identity)
+            if self._shared.listener.settings.tls == "implicit":
+                identity = await self._begin_inside_tls(identity)
             record.phase = Phase.OPEN
             match await self._convey(identity):
                 case Relayed() as backend:
@@ -159,10 +167,14 @@ class Session:
                     record.phase = Phase.RELAY
                     if reports.failing:
                         reports.backend_recovered(record)
-                    self._relay = self._begin_relay(identity, backend)
+                    relay = self._begin_relay(identity, backend)
                     # Early data is passed on by now, and not kept for the session's life.
                     del backend
-                    self._judge_end(await self._relay.wait(), self._relay)
+                    if (end := await relay.wait()) is End.STARTTLS:
+                        relay = await self._go_on_inside_tls(identity)
+                        end = await relay.wait()
+                    self._backend_closed = end is End.BACKEND_CLOSED
+                    judge_end(end, relay, record, self._client, self._shared)
                 case HandedOff(receipt_s):
                     record.outcome = Outcome.HANDED_OVER
                     reports.metrics.handover_s.observe(receipt_s)
@@ -198,25 +210,6 @@ class Session:
                 raise
             return reports.ended(record, Reason.SHUTDOWN)
 
-    def _count_for_client(self, identity: Identity) -> None:
-        """Count the session for its client.  Raises PeerError if that is over a limit."""
-        shared, record = self._shared, self._record
-        share = share_of(identity, record.header, record.peer)
-        if share is None:
-            return
-        record.share = share
-        if record.header is not None:
-            # An unlisted peer was counted when it was accepted.
-            shared.rates.check(share, time.monotonic())
-        limit = shared.sessions_per_client
-        if not limit:
-            return
-        if not shared.shares.take(share, limit):
-            raise PeerError(
-                Reason.TOO_MANY_FROM_CLIENT, f"more than {limit} sessions of one client"
-            )
-        self._share = share
-
     # Convey: the backend learns who the client is.
 
     async def _convey(self, identity: Identity) -> Relayed | HandedOff | Answered:
@@ -228,77 +221,57 @@ class Session:
                     self._client,
                     shared.dial,
                     identity,
-                    self._look_up_names(identity),
+                    look_up_names(shared, self._record, identity),
                     self._warn,
                 )
         except BackendError:
             # An unlisted peer that has sent a PROXY header gets that refusal, not a backend error.
             # One whose first octets were no header may wait for our reply, its own side shut down.
-            assert self._admission is not None
-            if self._admission.is_undecided:
+            if self._admission is not None and self._admission.is_undecided:
                 self._admission.check_first_octets()
             raise
-
-    def _look_up_names(self, identity: Identity) -> GetNames:
-        """Begin to look up the client's names, while the backend is being opened."""
-        shared = self._shared
-        if (
-            shared.resolver is None
-            or not shared.conveyance.needs_names
-            or identity.client is None
-            or identity.check_only
-        ):
-            return no_names
-        timeout_s = shared.listener.settings.resolve_timeout_s
-        question = shared.resolver.ask(identity.client.address, timeout_s)
-        self._record.question = question
-        return question.answer
 
     def _warn(self, event: str, detail: str) -> None:
         self._shared.reports.warn(self._record, event, detail)
 
     # Relay: until both directions are done.
 
-    def _begin_relay(self, identity: Identity, backend: Relayed) -> Relay:
-        record, settings = self._record, self._shared.listener.settings
+    def _begin_relay(
+        self, identity: Identity, backend: Relayed, *, greets: bool = True
+    ) -> Relay:
+        """Begin to relay; it *greets* the client first, but not a second time."""
+        record, shared = self._record, self._shared
         if self._draining:
             raise asyncio.CancelledError
         admission, self._admission = self._admission, None
-        assert admission is not None
-        if admission.is_undecided:
-            admission.check_first_octets()
-        check_only = identity.check_only
-        record.guard = guard = Guard(
-            Rules(
-                check_only=CHECK_ONLY[check_only] if check_only else None,
-                allow_plaintext_auth=settings.allow_plaintext_auth,
-                starttls_offered=backend.starttls_offered,
-                client_literal=_literal_of(identity.client),
-                follows_only=not self._shared.conveyance.leaves_right,
-                unproven=not backend.is_proven,
-            )
-        )
-        limits = RelayLimits(
-            settings.idle_timeout_s,
-            settings.drain_timeout_s,
-            settings.drain_opaque_timeout_s,
-        )
-        relay = Relay(
+        early, watch = b"", None
+        if admission is not None:
+            if admission.is_undecided:
+                admission.check_first_octets()
+            early = admission.early
+            watch = admission.watch if admission.is_undecided else None
+        record.guard = make_guard(shared, identity, backend)
+        record.backend_port = backend.local_port
+        if backend.address is not None and len(shared.dial.addresses.current) > 1:
+            record.backend = backend.address.socket_name
+        if greets:
+            self._client.send(backend.greeting.raw)
+            shared.reports.metrics.greeting_s.observe(record.age_s)
+        relay = self._make_relay(backend.stream, record.guard)
+        relay.begin(early, backend.early, watch)
+        return relay
+
+    def _make_relay(self, backend: Stream, guard: Guard) -> Relay:
+        shared = self._shared
+        self._relay = relay = Relay(
             self._client,
-            backend.stream,
+            backend,
             guard,
-            limits,
+            RelayLimits.from_listener(shared.listener),
             self._refuse_command,
             self._refuse_header,
-            self._shared.dial.last_reply,
+            shared.dial.last_reply,
         )
-        record.backend_port = backend.local_port
-        if backend.address is not None and len(self._shared.dial.addresses.current) > 1:
-            record.backend = backend.address.socket_name
-        self._client.send(backend.greeting.raw)
-        self._shared.reports.metrics.greeting_s.observe(record.age_s)
-        watch = admission.watch if admission.is_undecided else None
-        relay.begin(admission.early, backend.early, watch)
         return relay
 
     def _refuse_command(self, reason: Reason) -> None:
@@ -307,36 +280,62 @@ class Session:
     def _refuse_header(self, error: PeerError) -> bytes:
         return self._shared.reports.peer_refused(self._record, error)
 
-    def _judge_end(self, end: End, relay: Relay) -> None:
-        """Record how the relay ended."""
-        record, reports = self._record, self._shared.reports
-        guard = record.guard
+    # Our own TLS.
+
+    async def _begin_inside_tls(self, identity: Identity) -> Identity:
+        """Begin TLS before anything else."""
+        admission = self._admission
+        assert admission is not None
+        await await_first_octets(self._shared, self._client, admission)
+        early, admission.early = admission.early, b""
+        return await self._shake_hands(identity, early)
+
+    async def _shake_hands(self, identity: Identity, early: bytes) -> Identity:
+        self._client = stream = begin_tls(self._shared, self._client, early)
+        await shake_hands(self._shared, stream, self._record)
+        self._record.identity = identity = replace(identity, tls=self._record.tls)
+        return identity
+
+    async def _go_on_inside_tls(self, identity: Identity) -> Relay:
+        """Begin TLS after STARTTLS, and then to relay inside it."""
+        guard, backend = self._record.guard, self._backend
         assert guard is not None
-        self._backend_closed = end is End.BACKEND_CLOSED
-        if relay.cut_in is not None:
-            record.outcome, record.reason = Outcome.CUT, guard.end_reason
-            record.detail = f"drain_timeout_s expired during: {relay.cut_in}"
-        elif guard.end_reason is not None:
-            detail = relay.failure.detail if relay.failure else guard.farewell
-            reports.relay_ended(record, guard.end_reason, detail)
-        elif record.is_check:
-            record.outcome = Outcome.CHECKED
-        elif record.is_client_silent(self._client) and (
-            self._client.ended or end is End.CLIENT_LOST
-        ):
-            record.outcome = Outcome.PROBED
-        elif end is End.CLIENT_LOST:
-            record.outcome = Outcome.CLIENT_LOST
-        else:
-            record.outcome = Outcome.COMPLETED
-        if self._shared.conveyance.leaves_right and b"XFORWARD" in guard.extensions:
-            reports.warn_once(
-                record,
-                "xforward_offered",
-                "proxyshim may still use XFORWARD, so clients could forge what is logged:"
-                " sessions stay strict, without STARTTLS; add to the backend's service in"
-                " master.cf: -o smtpd_authorized_xforward_hosts=",
-            )
+        assert guard.tls is not None
+        assert backend is not None
+        self._relay = None  # a drain ends the session between the two relays
+        if self._draining:
+            raise asyncio.CancelledError
+        refuse_plaintext(self._client)
+        self._client.send(replies.READY_FOR_TLS)
+        self._client.flush()
+        identity = await self._shake_hands(identity, b"")
+        if guard.tls.left_state or self._shared.conveyance.reports_tls:
+            return await self._begin_again(identity, guard)
+        guard.begin_tls()
+        relay = self._make_relay(backend, guard)
+        relay.begin(b"", b"", None)
+        return relay
+
+    async def _begin_again(self, identity: Identity, guard: Guard) -> Relay:
+        """Let the backend forget what was said before TLS: with a new connection.
+
+        The old one ends first, so that the client is not counted twice.
+        """
+        record = self._record
+        record.messages_before += guard.messages_accepted
+        record.guard, record.phase = None, Phase.OPEN
+        assert self._backend is not None
+        self._backend.send(b"QUIT\r\n")
+        await close_gently(self._backend)
+        self._backend = None
+        try:
+            backend = await self._convey(identity)
+        except BackendError:
+            await await_line(self._client, self._shared)  # which is answered with it
+            raise
+        assert isinstance(backend, Relayed)
+        self._backend, record.phase = backend.stream, Phase.RELAY
+        return self._begin_relay(identity, backend, greets=False)
 
     # Close: both sides read our last reply.
 
@@ -382,11 +381,3 @@ class Session:
             backend.close()
         else:
             close_in_background(backend)
-
-
-def _literal_of(client: Endpoint | None) -> bytes:
-    """Return a client's address literal (RFC 5321, 4.1.3); empty without an address."""
-    if client is None:
-        return b""
-    tag = "IPv6:" if client.address.version == 6 else ""
-    return f"[{tag}{client.host}]".encode("ascii")

@@ -1,15 +1,20 @@
 """What the sessions of a listener share.  A reload makes a new one; sessions keep theirs."""
 
+import time
 from dataclasses import dataclass, field
 
 from proxyshim.addresses import Endpoint
 from proxyshim.backend.dial import Dial
 from proxyshim.config import Listener
 from proxyshim.conveyance.contract import Conveyance
+from proxyshim.errors import PeerError, Reason
+from proxyshim.identity import Identity
 from proxyshim.limits import ConnectionRates, Shares
 from proxyshim.names import Resolver
 from proxyshim.session.denylist import DeniedClients
-from proxyshim.session.ending import Reports
+from proxyshim.session.record import SessionRecord
+from proxyshim.session.reports import Reports
+from proxyshim.session.shares import share_of
 from proxyshim.session.trust import Trust
 
 
@@ -45,3 +50,27 @@ class Shared:
         return (
             peer is None or self.is_listed(peer) or peer.address in self.denied.networks
         )
+
+
+def count_for_client(
+    shared: Shared, record: SessionRecord, identity: Identity
+) -> str | None:
+    """Count a session for its client; return the share to give back, if it takes one.
+
+    Raises PeerError if that is over a limit.
+    """
+    share = share_of(identity, record.header, record.peer)
+    if share is None:
+        return None
+    record.share = share
+    if record.header is not None:
+        # An unlisted peer was counted when it was accepted.
+        shared.rates.check(share, time.monotonic())
+    limit = shared.sessions_per_client
+    if not limit:
+        return None
+    if not shared.shares.take(share, limit):
+        raise PeerError(
+            Reason.TOO_MANY_FROM_CLIENT, f"more than {limit} sessions of one client"
+        )
+    return share

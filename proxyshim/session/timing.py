@@ -6,8 +6,9 @@ socket.
 
 from dataclasses import dataclass
 from math import inf
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
+from proxyshim.config import Listener
 from proxyshim.errors import Reason
 from proxyshim.smtp import replies
 from proxyshim.smtp.final_replies import FinalReply
@@ -35,6 +36,16 @@ class RelayLimits:
     idle_timeout_s: float
     drain_timeout_s: float
     drain_opaque_timeout_s: float = POSSIBLE_REPLY_S
+
+    @classmethod
+    def from_listener(cls, listener: Listener) -> Self:
+        """Return the limits that a *listener* sets for its sessions."""
+        settings = listener.settings
+        return cls(
+            settings.idle_timeout_s,
+            settings.drain_timeout_s,
+            settings.drain_opaque_timeout_s,
+        )
 
 
 class TimedEnd(NamedTuple):

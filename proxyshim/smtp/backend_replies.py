@@ -11,6 +11,7 @@ from proxyshim.smtp import replies
 from proxyshim.smtp.dialogue import Dialogue, Mode, State
 from proxyshim.smtp.extensions import hide, read_keywords
 from proxyshim.smtp.hang_up import read_farewell
+from proxyshim.smtp.own_tls import KEYWORD
 from proxyshim.smtp.proving import HEADER_NOT_UNDERSTOOD, end_unproven
 from proxyshim.smtp.relaxed import RelaxedReader
 from proxyshim.smtp.replies import Reply, ReplyParser
@@ -88,6 +89,8 @@ class BackendReader:
         if dialogue.mode is _UNPROVEN and not self._accept_proof(kind, reply):
             return
         dialogue.note_reply(kind, reply.code)
+        if dialogue.tls is not None and dialogue.tls.must_greet:
+            self._note_greeting_inside(kind, reply)
         if reply.code == 421:
             dialogue.farewell = read_farewell(reply, client_has_spoken=True)
         if dialogue.mode is _STRICT and (kind is Kind.UNKNOWN or dialogue.in_doubt):
@@ -123,6 +126,14 @@ class BackendReader:
             dialogue.mode = self._strict.first_mode
         return True
 
+    def _note_greeting_inside(self, kind: Kind, reply: Reply) -> None:
+        """Let all commands pass once the backend has taken the client's greeting inside TLS."""
+        dialogue = self._dialogue
+        assert dialogue.tls is not None
+        if reply.positive and (kind is _EHLO or kind is Kind.HELO):
+            dialogue.tls.note_greeted()
+            dialogue.mode = self._strict.first_mode
+
     def _read_offer(self, reply: Reply) -> None:
         """Deliver the reply to the client's own EHLO, and let it decide the mode."""
         dialogue = self._dialogue
@@ -133,8 +144,13 @@ class BackendReader:
             hidden = self._strict.hidden_keywords
         elif self._strict.follows_only:
             hidden = frozenset()
-        unchanged = hidden.isdisjoint(offered)
-        dialogue.to_client.append(reply.raw if unchanged else hide(reply, hidden))
+        added = b""
+        if dialogue.tls is not None:
+            hidden |= dialogue.tls.hidden_keywords
+            added = KEYWORD if dialogue.tls.offers else b""
+        unchanged = not added and hidden.isdisjoint(offered)
+        shown = reply.raw if unchanged else hide(reply, hidden, added)
+        dialogue.to_client.append(shown)
         if was_relaxed and dialogue.mode is _STRICT:
             self._return_to_strict()
 

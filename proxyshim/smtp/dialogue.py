@@ -14,6 +14,7 @@ from proxyshim.errors import Reason
 from proxyshim.smtp import replies
 from proxyshim.smtp.content import ContentScanner
 from proxyshim.smtp.hang_up import Farewell
+from proxyshim.smtp.own_tls import OwnTls
 from proxyshim.smtp.verbs import Kind, Refusal
 from proxyshim.smtp.waiting import Waiting
 
@@ -82,6 +83,7 @@ class Dialogue:
         "scanner",
         "screening",
         "state",
+        "tls",
         "to_backend",
         "to_client",
         "unanswered",
@@ -98,6 +100,7 @@ class Dialogue:
         self.to_client: list[bytes] = []
         self.refused: list[Reason] = []
         self.end_reason: Reason | None = None
+        self.tls: OwnTls | None = None  # where we end the client's TLS
         self.last_code = 0
         # The backend sent 221 or 421, so we expect it to close the connection.
         self.backend_quitting = False
@@ -223,6 +226,16 @@ class Dialogue:
         since = self.owed[self.owed_after_5xx :]
         return all(owed is _QUIT or isinstance(owed, bytes) for owed in since)
 
+    def judgement(self, *, is_expected: bool, by_reset: bool) -> Reason | None:
+        """Return how the backend has judged the client, now that it has hung up."""
+        if self.farewell is not None:
+            return self.farewell.reason
+        if not is_expected and (
+            self.is_judged or (by_reset and self.owed_after_5xx >= 0)
+        ):
+            return Reason.CLIENT_REFUSED
+        return None
+
     def weigh(self, kind: Kind, code: int) -> None:
         """Judge from the reply to a command sent alone whether our count of replies is right.
 
@@ -278,6 +291,32 @@ class Dialogue:
             self.end(Reason.TOO_MANY_REFUSALS, replies.TOO_MANY_REFUSALS)
         else:
             self.answer(refusal.reply)
+
+    def want_tls(self, *, is_last: bool) -> None:
+        """Act on STARTTLS; *is_last* is False if more has arrived in the clear after it."""
+        assert self.tls is not None
+        if is_last:
+            self.tls.is_wanted = True
+        else:
+            self.end(Reason.PLAINTEXT_AFTER_STARTTLS, replies.PLAINTEXT_AFTER_STARTTLS)
+
+    def abandon(self, reason: Reason, reply: bytes) -> None:
+        """End the session at once: *reply* replaces all that are owed and will not come.
+
+        It answers the first of these.  Our own replies that are owed after that one are dropped,
+        because the client would take them for its answer; except a 421, which may answer anything.
+        Without a *reply*, nothing is delivered.
+        """
+        self.deliver_first()
+        last = self.owed[-1] if self.owed else None
+        self.owed.clear()
+        self.odd_dot_end = 0
+        if self.end_reason is None:
+            self.end(reason, reply)
+        elif last is not None and reply:
+            if isinstance(last, bytes) and last.startswith(b"421"):
+                reply = last
+            self.deliver_own(reply)
 
     def end(self, reason: Reason, reply: bytes = b"") -> None:
         """Stop reading the client, and make *reply* our last one.  Only the first call counts."""

@@ -37,14 +37,18 @@ def read_keywords(reply: Reply) -> frozenset[bytes]:
     return frozenset(_read.__wrapped__(offer))
 
 
-def hide(reply: Reply, keywords: frozenset[bytes]) -> bytes:
+def hide(reply: Reply, keywords: frozenset[bytes], added: bytes = b"") -> bytes:
     """Return the bytes of *reply* without the lines that offer one of *keywords*.
 
-    The other lines do not change, except for the separator of the one that becomes the last.
+    The other lines do not change, except for the separator of the one that becomes the last.  A
+    line that offers *added* comes last, if there is one.
     """
     first, offer = _split(reply)
     hide_in = _hide if _may_cache(offer) else _hide.__wrapped__
     kept = hide_in(offer, keywords)
+    if added:
+        last = b"%d %b\r\n" % (reply.code, added)
+        return b"".join(map(_as_not_last, split_lines(first + kept))) + last
     if kept == offer:
         return reply.raw
     return first + kept if kept else _as_last(first)
@@ -87,6 +91,11 @@ def _hide(offer: bytes, keywords: frozenset[bytes]) -> bytes:
 
 def _as_last(line: bytes) -> bytes:
     return line[:3] + b" " + line[4:]
+
+
+def _as_not_last(line: bytes) -> bytes:
+    text = line[4:] if len(line.rstrip(b"\r\n")) > 3 else b"\r\n"
+    return line[:3] + b"-" + text
 
 
 def _keyword_of(line: bytes) -> bytes:

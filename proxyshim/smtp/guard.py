@@ -107,6 +107,7 @@ class Guard:
         "farewell",
         "finals",
         "refused",
+        "tls",
         "to_backend",
         "to_client",
     )
@@ -114,6 +115,7 @@ class Guard:
     def __init__(self, rules: Rules) -> None:
         """Begin after the greeting."""
         self._dialogue = dialogue = Dialogue()
+        self.tls = dialogue.tls = rules.tls  # how far the session is with our TLS
         self._strict = StrictReader(dialogue, rules)
         self._relaxed = RelaxedReader(dialogue, rules.refused_verbs)
         dialogue.mode = _UNPROVEN if rules.unproven else rules.first_mode
@@ -179,6 +181,7 @@ class Guard:
         dialogue = self._dialogue
         return (
             dialogue.end_reason is None
+            and not (self.tls is not None and self.tls.is_wanted)
             and len(dialogue.owed) < MAX_OWED
             and (dialogue.held is None or len(dialogue.held) < MAX_HELD_OCTETS)
         )
@@ -225,6 +228,8 @@ class Guard:
             return False
         if dialogue.state is not _COMMAND:
             return dialogue.state is _IN_CONTENT and pass_content(dialogue, data)
+        if self.tls is not None and self.tls.reads_every_command:
+            return False
         shortcuts = RELAXED_COMMANDS if mode is _RELAXED else STRICT_COMMANDS
         shortcut = shortcuts.get(data[:COMMAND_START_OCTETS].upper())
         if (
@@ -272,23 +277,14 @@ class Guard:
         self._dialogue.end(reason, reply)
 
     def abandon(self, reason: Reason, reply: bytes) -> None:
-        """End the session at once: *reply* replaces all that are owed and will not come.
+        """End the session at once: *reply* replaces all that are owed and will not come."""
+        self._dialogue.abandon(reason, reply)
 
-        It answers the first of these.  Our own replies that are owed after that one are dropped,
-        because the client would take them for its answer; except a 421, which may answer anything.
-        Without a *reply*, nothing is delivered.
-        """
-        dialogue = self._dialogue
-        dialogue.deliver_first()
-        last = dialogue.owed[-1] if dialogue.owed else None
-        dialogue.owed.clear()
-        dialogue.odd_dot_end = 0
-        if dialogue.end_reason is None:
-            dialogue.end(reason, reply)
-        elif last is not None and reply:
-            if isinstance(last, bytes) and last.startswith(b"421"):
-                reply = last
-            dialogue.deliver_own(reply)
+    def begin_tls(self) -> None:
+        """Go on inside our TLS, on the same connection to the backend: strict, until an EHLO."""
+        assert self.tls is not None
+        self.tls.begin()
+        self._dialogue.mode = _STRICT
 
     # The backend's direction.
 
@@ -371,13 +367,7 @@ class Guard:
         is_expected = self.backend_quitting or (
             self._client_closed and not dialogue.owed
         )
-        judgement = None
-        if dialogue.farewell is not None:
-            judgement = dialogue.farewell.reason
-        elif not is_expected and (
-            dialogue.is_judged or (by_reset and dialogue.owed_after_5xx >= 0)
-        ):
-            judgement = Reason.CLIENT_REFUSED
+        judgement = dialogue.judgement(is_expected=is_expected, by_reset=by_reset)
         if judgement is not None and not self.is_opaque:
             dialogue.owed.clear()  # no reply of our own follows the backend's last one
             dialogue.end(judgement)

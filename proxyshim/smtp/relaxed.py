@@ -135,10 +135,12 @@ class RelaxedReader:
             line = self.line_start + data[position:end]
             verb = verb_of(line)
             row = VERBS.get(verb, UNKNOWN)
-            if row.always and verb in self._refused and self._can_hold(line, forwarded):
+            if verb in self._caught_verbs and self._can_hold(line, forwarded):
                 self._forward(data, unsent, position, forwarded)
                 unsent = end
-                dialogue.refuse(row.always)
+                if not self._act_on_caught(row, line, is_last=end == len(data)):
+                    self._pause(data, position, forwarded)
+                    return len(data)
             else:
                 self.line_start = b""
                 if row.kind is Kind.BDAT:  # the message may end here
@@ -156,7 +158,27 @@ class RelaxedReader:
             dialogue.state is State.COMMAND
             and dialogue.mode is Mode.RELAXED
             and dialogue.end_reason is None
+            and not (dialogue.tls is not None and dialogue.tls.is_wanted)
         )
+
+    @property
+    def _caught_verbs(self) -> frozenset[bytes]:
+        tls = self._dialogue.tls
+        return self._refused if tls is None else self._refused | tls.caught_verbs
+
+    def _act_on_caught(self, row: Verb, line: bytes, *, is_last: bool) -> bool:
+        """Refuse a command, or act on STARTTLS; return False if that has to wait for replies."""
+        dialogue, refusal = self._dialogue, row.always
+        if refusal is None:
+            assert dialogue.tls is not None
+            refusal = dialogue.tls.refusal_of(row, line)
+        if refusal is not None:
+            dialogue.refuse(refusal)
+        elif dialogue.owed:
+            return False  # our reply is the last one in the clear
+        else:
+            dialogue.want_tls(is_last=is_last)
+        return True
 
     def _can_hold(self, line: bytes, forwarded: bool) -> bool:
         """Return True if no part of *line* has passed, so that we may hold or refuse it."""
@@ -166,7 +188,7 @@ class RelaxedReader:
     def _begin_line(self, start: bytes, forwarded: bool) -> None:
         """Read the start of a line, or more of it; its end has not arrived yet."""
         if self._can_hold(start, forwarded) and may_become_refused(
-            start, self._refused
+            start, self._caught_verbs
         ):
             # We need no more of a longer line, because we are going to refuse it.
             self._dialogue.held = Waiting(
@@ -186,6 +208,8 @@ class RelaxedReader:
 
     def _note_command(self, row: Verb, line: bytes) -> None:
         """Record a command that is forwarded."""
+        if self._dialogue.tls is not None:
+            self._dialogue.tls.note_forwarded(row)
         if row.kind is Kind.BDAT:
             self._begin_chunk(line)
             return

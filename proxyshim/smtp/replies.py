@@ -163,6 +163,14 @@ CHUNKING_UNAVAILABLE: Final = b"502 5.5.1 BDAT not available, closing\r\n"
 TLS_UNAVAILABLE: Final = b"454 4.7.0 TLS not available\r\n"
 AUTH_UNAVAILABLE: Final = b"454 4.7.0 Authentication not available here\r\n"
 
+# About our own TLS (RFC 3207, 4; RFC 4954, 4).
+READY_FOR_TLS: Final = b"220 2.0.0 Ready to start TLS\r\n"
+TLS_REQUIRED: Final = b"530 5.7.0 Must issue a STARTTLS command first\r\n"
+TLS_ACTIVE: Final = b"503 5.5.1 TLS already active\r\n"
+STARTTLS_SYNTAX: Final = b"501 5.5.4 Syntax: STARTTLS\r\n"
+GREET_FIRST: Final = b"503 5.5.1 Send EHLO or HELO first\r\n"
+PLAINTEXT_AFTER_STARTTLS: Final = b"421 4.7.0 Data after STARTTLS, closing\r\n"
+
 # To errors in the dialogue that end a session.
 LINE_TOO_LONG: Final = b"421 4.5.2 Command line too long, closing\r\n"
 CONTROL_OCTET: Final = b"421 4.5.2 Control octet in a command, closing\r\n"

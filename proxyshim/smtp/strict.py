@@ -20,6 +20,7 @@ from proxyshim.smtp.lines import (
     is_word,
     verb_of,
 )
+from proxyshim.smtp.own_tls import OwnTls
 from proxyshim.smtp.verbs import (
     FORBIDDEN_WHILE_STRICT,
     HIDDEN_WHILE_STRICT,
@@ -51,6 +52,8 @@ class Rules(NamedTuple):
     follows_only: bool = False
     # The backend has not shown yet that it took our PROXY header (proving.py).
     unproven: bool = False
+    # We end the client's TLS.
+    tls: OwnTls | None = None
 
     @property
     def refused_verbs(self) -> frozenset[bytes]:
@@ -142,6 +145,8 @@ class StrictReader:
         row = VERBS.get(verb_of(line), UNKNOWN)
         if row.kind in _SENT_ALONE and dialogue.owed:
             return position  # see the argument in guard.py, step 4
+        if dialogue.tls is not None and dialogue.tls.catches(row):
+            return self._read_caught(dialogue.tls, row, data, position, line)
         refusal = self._refusal_of(row)
         if refusal is not None and refusal is row.strict and self._may_ask(row):
             if not dialogue.owed:
@@ -152,6 +157,21 @@ class StrictReader:
         else:
             self._forward(line, row)
         return position + len(line)
+
+    def _read_caught(
+        self, tls: OwnTls, row: Verb, data: bytes, position: int, line: bytes
+    ) -> int:
+        """Read a command that is about our TLS."""
+        dialogue = self._dialogue
+        refusal = self._rules.check_only or tls.refusal_of(row, line)
+        end = position + len(line)
+        if refusal is not None:
+            dialogue.refuse(refusal)
+        elif dialogue.owed:
+            return position  # our reply is the last one in the clear
+        else:
+            dialogue.want_tls(is_last=end == len(data))
+        return end
 
     def _read_answer(self, data: bytes, position: int) -> int:
         line = self._take_line(data, position)
@@ -249,8 +269,11 @@ class StrictReader:
 
         A backend that offers STARTTLS may still permit a login without it on a connection that
         it takes for a safe one.  It may take *our* connection for one, because we run on the
-        same host, although the client's password has crossed the network in clear text.
+        same host, although the client's password has crossed the network in clear text.  Where we
+        end the client's TLS, that decides (own_tls.py).
         """
+        if self._dialogue.tls is not None:
+            return self._dialogue.tls.withholds_auth
         return self._starttls_withheld and not self._rules.allow_plaintext_auth
 
     def _forward(self, line: bytes, row: Verb) -> None:
@@ -264,6 +287,8 @@ class StrictReader:
             dialogue.lose_count()
         dialogue.forward(line)
         dialogue.owed.append(row.kind)
+        if dialogue.tls is not None:
+            dialogue.tls.note_forwarded(row)
         if row.kind is Kind.HELO and self._client_name:
             self._client_name = line[len(b"HELO") :].strip() or self._client_name
         if row.waits or dialogue.in_doubt or not is_certain:

@@ -8,8 +8,8 @@ import structlog
 from proxyshim.errors import Reason
 from proxyshim.metrics import Metrics
 from proxyshim.service.defects import Defects
-from proxyshim.session.ending import Reports
 from proxyshim.session.record import SessionRecord
+from proxyshim.session.reports import Reports
 from proxyshim.throttle import MAX_SOURCES, Throttle
 
 

@@ -21,6 +21,7 @@ from proxyshim.session.ending import ENDINGS
 from proxyshim.session.record import Outcome, Phase
 from proxyshim.smtp import replies
 from proxyshim.smtp.guard import Mode
+from tests.certificates import Authority
 from tests.docs import (
     REFERENCE,
     ROOT,
@@ -127,6 +128,12 @@ def test_every_toml_example_loads(block: Block, tmp_path: Path) -> None:
         for key in ("haproxy_hosts", "denied_clients"):
             if key in table:
                 (tmp_path / table[key]).write_text("203.0.113.10\n")
+        for files in table.get("certificates", ()):
+            made = Authority(tmp_path).sign("mx.example.org")
+            for key, source in zip(("certificate", "key"), made, strict=True):
+                target = tmp_path / files[key]
+                target.parent.mkdir(exist_ok=True)
+                source.rename(target)
     path = tmp_path / "proxyshim.toml"
     path.write_text(block.text)
     config.load(path)

@@ -155,6 +155,7 @@ GRAMMAR = re.compile(rb"([245])[0-9]{2} \1\.[0-9]\.[0-9]{1,2} [ -~]{1,80}\r\n")
 ENDING = {b"421"}
 REFUSING = {b"550", b"502", b"454"}
 ANSWERING_A_CHECK = {b"250", b"221"}
+ABOUT_TLS = {b"220", b"501", b"503", b"530"}
 
 
 @pytest.mark.parametrize("reply", OUR_OWN.values(), ids=OUR_OWN.keys())
@@ -163,12 +164,13 @@ def test_every_reply_that_we_send_is_one_line_with_an_enhanced_code(
 ) -> None:
     assert GRAMMAR.fullmatch(reply)
     assert parse([reply]) == [Reply(int(reply[:3]), reply)]
-    assert reply[:3] in ENDING | REFUSING | ANSWERING_A_CHECK
+    assert reply[:3] in ENDING | REFUSING | ANSWERING_A_CHECK | ABOUT_TLS
 
 
-def test_only_refusals_of_xclient_and_bdat_are_permanent() -> None:
+def test_only_refusals_of_commands_that_were_not_offered_are_permanent() -> None:
     permanent = {name for name, reply in OUR_OWN.items() if reply[:1] == b"5"}
-    assert permanent == {"NOT_AUTHORIZED", "CHUNKING_UNAVAILABLE"}
+    about_tls = {"TLS_REQUIRED", "TLS_ACTIVE", "STARTTLS_SYNTAX", "GREET_FIRST"}
+    assert permanent == {"NOT_AUTHORIZED", "CHUNKING_UNAVAILABLE"} | about_tls
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])

@@ -42,11 +42,19 @@ def write_config(
     path = directory / "proxyshim.toml"
     tables = [extra]
     for listener in listeners:
-        # Strings, numbers and lists look the same in TOML and in JSON.
-        keys = (f"{key} = {json.dumps(value)}" for key, value in listener.items())
+        keys = (f"{key} = {_to_toml(value)}" for key, value in listener.items())
         tables.append("\n".join(("[[listener]]", *keys)))
     path.write_text("\n".join(tables) + "\n")
     return path
+
+
+def _to_toml(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_to_toml, value))}]"
+    if isinstance(value, dict):
+        pairs = (f"{key} = {_to_toml(each)}" for key, each in value.items())
+        return f"{{ {', '.join(pairs)} }}"
+    return json.dumps(value)  # strings and numbers look the same
 
 
 class Shim:

@@ -14,8 +14,8 @@ from proxyshim.net.connection import Connection
 from proxyshim.net.deadlines import Limit
 from proxyshim.net.fiber import Fiber
 from proxyshim.session.admission import Admission
-from proxyshim.session.ending import Reports
 from proxyshim.session.relay import Relay
+from proxyshim.session.reports import Reports
 from proxyshim.session.timing import RelayClock
 from proxyshim.smtp.guard import Guard
 from tests.integration.scripted.conftest import OpenRig
