@@ -141,13 +141,13 @@ def _make_context(
         warnings.simplefilter("ignore", DeprecationWarning)  # of the old versions
         context.minimum_version = _VERSIONS[entry.tls_min_version]
     _set_ciphers(where, context, entry)
-    _read(f"{name}.key = {files.key!r}", folder / files.key)
+    key = f"{name}.key = {files.key!r}"
+    if "ENCRYPTED" in _read(key, folder / files.key):
+        raise ConfigError(f"{key}: expected a private key that is not encrypted")
     try:
-        context.load_cert_chain(
-            folder / files.certificate, folder / files.key, password=lambda: ""
-        )
+        context.load_cert_chain(folder / files.certificate, folder / files.key)
     except (ssl.SSLError, OSError) as error:
-        raise ConfigError(f"{name}.key = {files.key!r}: {_explain(error)}") from None
+        raise ConfigError(f"{key}: {_explain(error)}") from None
     if entry.tls_client_ca is not None:
         key = f"{where}: tls_client_ca = {entry.tls_client_ca!r}"
         _read(key, folder / entry.tls_client_ca)
@@ -186,8 +186,6 @@ def _explain(error: OSError) -> str:
     reason = error.reason if isinstance(error, ssl.SSLError) else None
     if reason == "KEY_VALUES_MISMATCH":
         return "expected the private key of the certificate, but this is another one"
-    if reason in ("BAD_DECRYPT", "BAD_PASSWORD_READ"):
-        return "expected a private key that is not encrypted"
     if reason in ("EE_KEY_TOO_SMALL", "CA_KEY_TOO_SMALL", "CA_MD_TOO_WEAK"):
         return f"OpenSSL finds it too weak ({reason.lower().replace('_', ' ')})"
     return f"expected a private key in PEM form ({reason or error.strerror or error})"

@@ -9,6 +9,7 @@ itself, as if a shim passed everything on.
 import base64
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,8 +30,8 @@ from tests.integration.lab.site import (
     mail_address,
 )
 
-# Ports of proxyshim: with default settings, and with allow_plaintext_auth.
-DEFAULT, WITH_AUTH = 587, 588
+# Ports of proxyshim: with default settings, with allow_plaintext_auth, and with its own TLS.
+DEFAULT, WITH_AUTH, WITH_TLS = 587, 588, 589
 DOVECOT = ("127.0.0.1", 10587)
 
 SPOOFED = "198.51.100.1"
@@ -57,9 +58,12 @@ def dovecot(site: Site) -> Iterator[Dovecot]:
 def shim(site: Site, dovecot: Dovecot) -> Iterator[Shim]:
     backend = f"{DOVECOT[0]}:{DOVECOT[1]}"
     with_auth = {"allow_plaintext_auth": True}
+    pem = str(site.certificate)
+    with_tls = {"tls": "starttls", "certificates": [{"certificate": pem, "key": pem}]}
     listeners = [
         Listener("default", both(DEFAULT), backend),
         Listener("with-auth", both(WITH_AUTH), backend, with_auth),
+        Listener("with-tls", both(WITH_TLS), backend, with_tls),
     ]
     place = site.directory / "shim-dovecot"
     running = Shim(site.mail, place, listeners, haproxy_hosts=[PROXY, PROXY6])
@@ -183,8 +187,22 @@ def addresses_in(lines: list[str]) -> set[str]:
     return {address for line in lines for address in CLIENT_IN_LOG.findall(line)}
 
 
+@contextmanager
+def greeted(talk: Conversation, port: int) -> Iterator[Conversation]:
+    """Yield the conversation after its greeting: on the port for it, inside proxyshim's TLS."""
+    assert talk.reply().code == 220
+    if port != WITH_TLS:
+        yield talk
+        return
+    assert talk.ask("STARTTLS").code == 220
+    with talk.start_tls() as inside:
+        yield inside
+
+
 @pytest.mark.parametrize("client", [CLIENT, CLIENT6])
-@pytest.mark.parametrize("port", [DEFAULT, WITH_AUTH], ids=["default", "with-auth"])
+@pytest.mark.parametrize(
+    "port", [DEFAULT, WITH_AUTH, WITH_TLS], ids=["default", "with-auth", "inside-tls"]
+)
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.usefixtures("shim")
 def test_the_attack_on_dovecot_fails_through_proxyshim(
@@ -194,8 +212,8 @@ def test_the_attack_on_dovecot_fails_through_proxyshim(
     where = (mail_address(client), port)
     with Conversation.open(site.client, where, client) as talk:
         rport = talk.port
-        assert talk.reply().code == 220
-        replies = play(talk, ATTACKS[attack])
+        with greeted(talk, port) as greeted_talk:
+            replies = play(greeted_talk, ATTACKS[attack])
     # Dovecot does not log the disconnect if it ends the session in an AUTH dialogue.
     named = rf"rip={client}, rport={rport}\b|auth: .*,{client},.*: invalid input"
     dovecot.lines.wait_for(named, since=mark)
@@ -281,6 +299,44 @@ def test_login_and_mail_work_through_proxyshim(
     assert f"from client.example ([{client}])" in stored
     assert "Subject: login\n" in stored
     assert "\n..dots\nXCLIENT ADDR=x\n" in stored
+
+
+@pytest.mark.usefixtures("shim")
+@pytest.mark.parametrize("client", [CLIENT, CLIENT6])
+def test_login_works_inside_our_tls_and_not_before(
+    site: Site, dovecot: Dovecot, client: str
+) -> None:
+    mark = dovecot.lines.mark()
+    secret = base64.b64encode(f"\0{USER}\0{PASSWORD}".encode()).decode()
+    where = (mail_address(client), WITH_TLS)
+    with Conversation.open(site.client, where, client) as plain:
+        port = plain.port
+        plain.reply()
+        offered = plain.ask("EHLO c.example").lines
+        assert "STARTTLS" in offered
+        assert "AUTH PLAIN LOGIN" not in offered
+        assert str(plain.ask(f"AUTH PLAIN {secret}")).startswith("530 5.7.0 ")
+        assert plain.ask("STARTTLS").code == 220
+        with plain.start_tls() as talk:
+            assert talk.ask(f"AUTH PLAIN {secret}").code == 503  # EHLO comes first
+            offered = talk.ask("EHLO c.example").lines
+            assert "STARTTLS" not in offered
+            assert "AUTH PLAIN LOGIN" in offered
+            assert talk.ask(f"AUTH PLAIN {secret}").code == 235
+            assert talk.ask(LINE.decode().rstrip()).code == 550
+            for command, code in (
+                ("MAIL FROM:<sender@client.example>", 250),
+                ("RCPT TO:<user@example.test>", 250),
+                ("DATA", 354),
+            ):
+                assert talk.ask(command).code == code
+            done = talk.ask("Subject: tls\r\n\r\nhello\r\n.")
+            assert done.code == 250
+            assert talk.ask("QUIT").code == 221
+    login = f"Login: user=<{USER}>, method=PLAIN, rip={client}, rport={port}"
+    dovecot.lines.wait_for(re.escape(login), since=mark)
+    stored = site.postfix.stored(queue_id_of(str(done)))
+    assert f"from c.example ([{client}])" in stored
 
 
 @pytest.mark.usefixtures("shim")

@@ -11,6 +11,7 @@ from typing import Any
 import proxyshim
 from tests.integration.lab.netns import Host
 from tests.integration.lab.programs import DEADLINE_S, Program
+from tests.toml import to_toml
 
 Event = Mapping[str, Any]
 SERIOUS = frozenset({"error", "critical"})
@@ -35,8 +36,7 @@ class Listener:
             "resolve": False,  # the lab has no DNS; tests with a DNS server override this
             **self.settings,
         }
-        # The strings, numbers and lists that we need are written alike in TOML and JSON.
-        lines = [f"{key} = {json.dumps(value)}\n" for key, value in keys.items()]
+        lines = [f"{key} = {to_toml(value)}\n" for key, value in keys.items()]
         return "[[listener]]\n" + "".join(lines)
 
 

@@ -1,7 +1,6 @@
 """Runs the shim in the test process, on its own thread and event loop."""
 
 import asyncio
-import json
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ from proxyshim.service.server import Server
 from tests.integration.scripted.events import Events, captured_events
 from tests.integration.scripted.mta import EXTENSIONS, GREETING, Backend, Mta
 from tests.integration.scripted.wire import LIMIT_S, Wire
+from tests.toml import to_toml
 
 T = TypeVar("T")
 
@@ -42,19 +42,10 @@ def write_config(
     path = directory / "proxyshim.toml"
     tables = [extra]
     for listener in listeners:
-        keys = (f"{key} = {_to_toml(value)}" for key, value in listener.items())
+        keys = (f"{key} = {to_toml(value)}" for key, value in listener.items())
         tables.append("\n".join(("[[listener]]", *keys)))
     path.write_text("\n".join(tables) + "\n")
     return path
-
-
-def _to_toml(value: object) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_to_toml, value))}]"
-    if isinstance(value, dict):
-        pairs = (f"{key} = {_to_toml(each)}" for key, each in value.items())
-        return f"{{ {', '.join(pairs)} }}"
-    return json.dumps(value)  # strings and numbers look the same
 
 
 class Shim:
