@@ -4,6 +4,7 @@
 - ``setup.py``         judges listeners, lists and claims; reads nothing itself
 - ``backends.py``      finds the backends to ask, and the clients in whose name to ask them
 - ``relaying.py``      asks a backend for whom it would relay, and judges the replies
+- ``encryption.py``    where TLS ends here: judges certificates, and backends that want TLS
 - ``names.py``         asks the DNS servers whether they answer
 
 A conveyance asks and judges itself whether it works and is safe (``conveyance/contract.py``).
@@ -15,6 +16,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 
 from proxyshim.check.backends import Backend, find_backends
+from proxyshim.check.encryption import (
+    ask_in_plaintext,
+    ends_tls,
+    judge_certificates,
+    judge_plaintext,
+)
 from proxyshim.check.names import ask_dns_servers, judge_dns_servers
 from proxyshim.check.relaying import ask_to_relay, judge_relaying
 from proxyshim.check.setup import is_own_listener, judge_setup
@@ -43,6 +50,8 @@ async def _examine(config: Config, reactor: Reactor, say: Callable[[str], None])
     surroundings = look_around(config)
     for finding in judge_setup(config, surroundings):
         report(finding)
+    for finding in judge_certificates(config):
+        report(finding)
     for finding in judge_dns_servers(await ask_dns_servers(config)):
         report(finding)
     for backend in await find_backends(config, reactor):
@@ -64,6 +73,9 @@ async def _examine_backend(config: Config, backend: Backend) -> AsyncIterator[Fi
     )
     for finding in examined.findings:
         yield finding
+    if examined.remaining and ends_tls(backend):
+        for finding in judge_plaintext(backend, await ask_in_plaintext(backend)):
+            yield finding
     if examined.remaining:
         replies = await ask_to_relay(backend, examined.remaining)
         for finding in judge_relaying(backend, replies):

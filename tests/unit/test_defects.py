@@ -2,7 +2,10 @@
 
 import asyncio
 import time
+from types import SimpleNamespace
+from typing import Any, cast
 
+import pytest
 import structlog
 
 from proxyshim.errors import Reason
@@ -53,3 +56,23 @@ def test_strangers_never_hide_a_defect_of_the_process() -> None:
         defects.note_in_loop(loop, {"message": "failed", "exception": ValueError()})
     loop.close()
     assert [each["event"] for each in events] == ["exception_unhandled"]
+
+
+@pytest.mark.parametrize(
+    ("error", "culprit", "is_logged"),
+    [
+        (UnicodeDecodeError("ascii", b"\xc3", 0, 1, "made up"), b"\xc3.test", False),
+        (UnicodeDecodeError("ascii", b"\xc3", 0, 1, "made up"), object(), True),
+        (ValueError("made up"), b"\xc3.test", True),
+    ],
+)
+def test_a_server_name_that_is_not_ascii_is_no_defect(
+    error: Exception, culprit: object, is_logged: bool
+) -> None:
+    """Python reports it as unraisable, and the handshake fails, which the log has."""
+    noted: list[object] = []
+    loop = SimpleNamespace(call_soon_threadsafe=lambda *each: noted.append(each))
+    defects = Defects(cast(Any, loop), None, Throttle(), lambda: None)
+    unraisable = SimpleNamespace(exc_value=error, object=culprit, err_msg=None)
+    defects.note_unraisable(unraisable)
+    assert bool(noted) is is_logged
