@@ -5,6 +5,7 @@ log and the headers of the mail must be equal.  DIFFERENCES lists the exceptions
 headings in docs/explanation/what-the-mta-sees.md.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -27,6 +28,7 @@ from tests.integration.lab.twin_play import (
     inside_tls,
     login,
     mail,
+    milter_saw,
     own_xclient,
     pipelined,
     play,
@@ -66,6 +68,7 @@ TESTED_BELOW: Final = {
     "After a refusal at connect",
     "Clients that never send EHLO",
     "Commands that come too early",
+    "Forged names, for milters",
     "Names that are numbers",
     "The address that the client connected to",
     "XCLIENT from a client",
@@ -352,7 +355,7 @@ def test_a_wrong_password_is_refused_alike(site: TwinSite) -> None:
     assert any(reply.startswith("535") for reply in seen.replies)
 
 
-# The attributes that policy servers get.  Milters get the same.
+# The attributes that policy servers and milters get.
 
 
 @pytest.mark.parametrize(
@@ -367,6 +370,30 @@ def test_a_policy_server_gets_the_same_attributes(site: TwinSite, client: str) -
     assert (behind["server_address"], int(behind["server_port"])) == site.behind.to(
         "policy", address
     )
+
+
+@pytest.mark.parametrize(
+    "client", ["named", "named_v6", "mismatch", "no_ptr", "dns_refused_forward"]
+)
+def test_a_milter_gets_the_same_values(site: TwinSite, client: str) -> None:
+    direct = milter_saw(site, site.direct, client)
+    behind = milter_saw(site, site.behind, client)
+    changed = {key for key in direct | behind if direct.get(key) != behind.get(key)}
+    if client == "mismatch":
+        changed.remove("{client_resolve}")
+        words = (direct["{client_resolve}"], behind["{client_resolve}"])
+        assert words == ("FORGED", "FAIL")
+    assert changed == {"{daemon_addr}", "{daemon_port}"}
+    assert direct["port"] == "PORT"
+    to = (behind["{daemon_addr}"], int(behind["{daemon_port}"]))
+    assert to == site.behind.to("milter", CLIENTS[client])
+
+
+def test_a_milter_first_sees_proxyshim(site: TwinSite) -> None:
+    mark = site.milter.lines.mark()
+    milter_saw(site, site.behind, "named")
+    hosts = [json.loads(line)["host"] for line in site.milter.lines.since(mark)]
+    assert hosts[-2:] == ["127.0.0.1", CLIENTS["named"]]
 
 
 # The other differences.

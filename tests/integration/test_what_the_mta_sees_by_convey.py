@@ -24,6 +24,7 @@ from tests.integration.lab.twin_play import (
     inside_tls,
     login,
     mail,
+    milter_saw,
     own_xclient,
     pipelined,
     play,
@@ -176,6 +177,17 @@ def test_policy_servers(site: TwinSite, client: str) -> None:
     # HAProxy's address from the header, or that of Postfix's own socket.
     named = {*site.behind.addresses.values(), "127.0.0.1", "::1"}
     assert behind["server_address"] in named
+
+
+@pytest.mark.parametrize("client", ["named", "named_v6", "mismatch"])
+def test_milters(site: TwinSite, client: str) -> None:
+    direct = milter_saw(site, site.direct, client)
+    behind = milter_saw(site, site.behind, client)
+    assert direct["port"] == "PORT"
+    changed = {key for key in direct | behind if direct.get(key) != behind.get(key)}
+    assert changed <= {"{daemon_addr}", "{daemon_port}"}
+    named = {*site.behind.addresses.values(), "127.0.0.1", "::1"}
+    assert behind["{daemon_addr}"] in named
 
 
 def test_a_clients_own_xclient(site: TwinSite) -> None:

@@ -5,6 +5,7 @@ two runs can be compared.
 """
 
 import base64
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -199,6 +200,25 @@ def policy_request(site: TwinSite, way: Way, client: str) -> Request:
     [first] = site.policy.requests
     fleeting = {"instance", "client_port"}
     return {key: value for key, value in first.items() if key not in fleeting}
+
+
+def milter_saw(site: TwinSite, way: Way, client: str) -> dict[str, str]:
+    """Return what the milter saw of the client, with "PORT" for the client's own port.
+
+    It must see one session of the client.  It sees some of proxyshim's too.
+    """
+    mark = site.milter.lines.mark()
+    ports = []
+
+    def script(talk: Conversation) -> Iterator[str]:
+        ports.append(str(talk.port))
+        yield from mail(talk)
+
+    seen = play(site, way, "milter", client, script)
+    assert any("queued as" in reply for reply in seen.replies)
+    sessions = map(json.loads, site.milter.lines.since(mark))
+    [values] = [each for each in sessions if each["host"] == CLIENTS[client]]
+    return {key: "PORT" if values[key] == ports[0] else values[key] for key in values}
 
 
 # Who is refused at connect (smtpd_delay_reject = no), and how the refusal begins.

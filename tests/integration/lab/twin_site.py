@@ -17,6 +17,7 @@ from typing import Final
 from tests.integration.lab.certificates import make_certificate
 from tests.integration.lab.dns import Unbound
 from tests.integration.lab.haproxy import HAProxy, Listen
+from tests.integration.lab.milter import MACROS, Milter
 from tests.integration.lab.needs import need_root
 from tests.integration.lab.netns import Host, hosts
 from tests.integration.lab.pass_site import Pass
@@ -28,6 +29,7 @@ from tests.integration.lab.site import MAIL, MAIL6, PROXY, PROXY6
 
 SASL_PORT: Final = 12345
 POLICY_PORT: Final = 12346
+MILTER_PORT: Final = 12347
 # The name in proxyshim's own EHLO has to pass the MTA's checks too.
 SHIM_NAME: Final = "shim.example"
 # How long the shim waits for names.  For Postfix, glibc waits as long (RESOLV_CONF).
@@ -193,6 +195,12 @@ SERVICES: Final[Mapping[str, Mapping[str, str]]] = {
     "policy": {
         "smtpd_recipient_restrictions": f"check_policy_service inet:127.0.0.1:{POLICY_PORT}"
     },
+    "milter": {
+        "smtpd_milters": f"inet:127.0.0.1:{MILTER_PORT}",
+        "milter_connect_macros": " ".join(MACROS),
+        # A milter that fails must not pass for one that accepts.
+        "milter_default_action": "tempfail",
+    },
     "names": {"smtpd_client_restrictions": "reject_unknown_client_hostname"},
     "reverse": {"smtpd_client_restrictions": "reject_unknown_reverse_client_hostname"},
     "blocklist": {"smtpd_client_restrictions": "reject_rbl_client dnsbl.example"},
@@ -256,6 +264,7 @@ class TwinSite:
     client: Host
     postfix: Postfix
     policy: Policy
+    milter: Milter
     shim: Shim
     direct: Way
     behind: Way
@@ -292,6 +301,8 @@ def open_twin_site(convey: str = "xclient") -> Iterator[TwinSite]:
 
         policy = Policy(mail, POLICY_PORT)
         cleanup.callback(policy.close)
+        milter = Milter(mail, MILTER_PORT)
+        cleanup.callback(milter.stop)
 
         services = all_services()
         direct = {name: 2525 + n for n, name in enumerate(services)}
@@ -325,6 +336,7 @@ def open_twin_site(convey: str = "xclient") -> Iterator[TwinSite]:
             made["client"],
             postfix,
             policy,
+            milter,
             shim,
             Way("direct", {4: MAIL, 6: MAIL6}, direct),
             Way("behind", {4: PROXY, 6: PROXY6}, public),
