@@ -37,6 +37,7 @@ from tests.integration.lab.site import (
     both,
     mail_address,
 )
+from tests.integration.scripted import headers
 
 BOTH = ["ipv4", "ipv6"]
 # The services by name, and proxyshim's port for each.
@@ -196,11 +197,21 @@ def test_the_address_is_canonical(place: Place, source: str, shown: str) -> None
     place.postfix.lines.wait_for(pattern, since=mark)
 
 
-def test_commands_in_the_headers_packet_reach_smtpd(place: Place) -> None:
+@pytest.mark.parametrize("header", headers.HEADERS.values(), ids=headers.HEADERS)
+def test_commands_in_the_headers_packet_reach_smtpd(
+    place: Place, header: bytes
+) -> None:
+    mark = place.postfix.lines.mark()
     with place.connect(PROXY) as talk:
-        talk.send(f"PROXY TCP4 {CLIENT} {MAIL} 4001 25\r\nQUIT\r\n".encode())
-        assert [talk.reply().code for _ in range(2)] == [220, 221]
+        talk.send(header + b"EHLO client.example\r\nQUIT\r\n")
+        replies = [talk.reply() for _ in range(3)]
+        assert [reply.code for reply in replies] == [220, 250, 221]
+        assert "PIPELINING" in replies[1].lines
         assert talk.rest() == b""
+    # smtpd got the two commands, and not one octet of the header.
+    name = rf"unknown\[{headers.CLIENT}\]:{headers.CLIENT_PORT}"
+    done = place.postfix.lines.wait_for(f"disconnect from {name} (.*)", since=mark)
+    assert done[1] == "ehlo=1 quit=1 commands=2"
 
 
 def test_a_header_may_come_octet_by_octet(place: Place) -> None:
