@@ -5,13 +5,11 @@ The tutorial uses the addresses of the lab: HAProxy has 203.0.113.10, the mail h
 """
 
 import json
-import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ from tests.integration.lab.clients import Conversation
 from tests.integration.lab.haproxy import HAProxy, Listen
 from tests.integration.lab.needs import SEARCH_PATH, find_program, need_root
 from tests.integration.lab.netns import Host, hosts
+from tests.integration.lab.places import open_directory
 from tests.integration.lab.postfix import Postfix, Smtpd, queue_id_of
 from tests.integration.lab.programs import DEADLINE_S, Program
 from tests.integration.lab.shim import Listener, Shim
@@ -67,17 +66,6 @@ class DocumentedListen(Listen):
 
     def text(self) -> str:
         return self.bind
-
-
-@contextmanager
-def new_directory() -> Iterator[Path]:
-    """Make a directory that Postfix's user can enter."""
-    directory = Path(tempfile.mkdtemp(prefix="proxyshim-docs-"))
-    os.chmod(directory, 0o755)
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def moved(service: str, old: str, new: str) -> str:
@@ -157,7 +145,7 @@ def tutorial() -> Iterator[Tutorial]:
     need_root()
     find_program("haproxy")
     with (
-        new_directory() as directory,
+        open_directory("docs") as directory,
         hosts(client=[CLIENT], proxy=[PROXY], mail=[MAIL]) as made,
     ):
         postfix = postfix_with(made["mail"], directory / "postfix", *SERVICES)
@@ -318,7 +306,7 @@ def test_haproxy_rejects_a_client_that_talks_too_soon(tutorial: Tutorial) -> Non
 
 def test_postfix_moves_off_port_25_and_back() -> None:
     need_root()
-    with new_directory() as directory, hosts(mail=[MAIL]) as made:
+    with open_directory("docs") as directory, hosts(mail=[MAIL]) as made:
         mail = made["mail"]
         place = directory / "postfix"
         postfix = postfix_with(mail, place, PLAIN_PORT_25, RECOMMENDED)
@@ -399,7 +387,7 @@ def as_service(argv: Sequence[str], *groups: int) -> list[str]:
 def test_postfix_on_a_unix_socket_is_reached_by_proxyshim_alone() -> None:
     need_root()
     with (
-        new_directory() as directory,
+        open_directory("docs") as directory,
         hosts(client=[CLIENT], mail=[MAIL]) as made,
     ):
         service = marked("master.cf: a unix socket")

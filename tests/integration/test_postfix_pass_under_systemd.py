@@ -29,8 +29,6 @@ QUEUE = f"{SHARED}/pf/queue"
 def postfix(world: World) -> Iterator[Postfix]:
     """Return a Postfix outside of the machine, whose queue the machine sees."""
     services = {"proxied": Pass("proxied"), "own": Own("shim/proxied")}
-    for each in (world.directory, *world.directory.parents[:3]):
-        each.chmod(0o755)  # Postfix's user has to come through
     running = Postfix(
         world.machine.host,
         world.machine.shared / "pf",  # short, because of the sockets below it

@@ -24,6 +24,7 @@ from tests.integration.lab.journal import read_entry
 from tests.integration.lab.load import Kind, Load
 from tests.integration.lab.machine import SHARED, Machine
 from tests.integration.lab.netns import Host, hosts
+from tests.integration.lab.places import open_directory
 from tests.integration.lab.service import CONFIG, UNITS, Client, Service
 
 CLIENT, CLIENT6 = "198.51.100.7", "2001:db8:51::7"
@@ -63,9 +64,9 @@ def _source_of(kind: Kind) -> str:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    directory = tmp_path_factory.mktemp("machine")
+def world() -> Iterator[World]:
     with ExitStack() as cleanup:
+        directory = cleanup.enter_context(open_directory("machine"))
         made = cleanup.enter_context(
             hosts(
                 client=[CLIENT, CLIENT6, PROXY],

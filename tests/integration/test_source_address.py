@@ -16,6 +16,7 @@ from tests.integration.lab.clients import Conversation, LabSmtp
 from tests.integration.lab.haproxy import HAProxy, Listen
 from tests.integration.lab.needs import find_program, need_root
 from tests.integration.lab.netns import Host, hosts
+from tests.integration.lab.places import open_directory
 from tests.integration.lab.postfix import Postfix, Smtpd, queue_id_of
 from tests.integration.lab.programs import DEADLINE_S
 from tests.integration.lab.shim import Listener, Shim
@@ -58,12 +59,10 @@ def wait_for_link(host: Host) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place() -> Iterator[Place]:
     need_root()
-    directory = tmp_path_factory.mktemp("source-address")
-    for each in (directory, *directory.parents[:3]):
-        each.chmod(0o755)
     with ExitStack() as cleanup:
+        directory = cleanup.enter_context(open_directory("source-address"))
         made = cleanup.enter_context(
             hosts(
                 client=[CLIENT, CLIENT6, FRIEND, FRIEND6],

@@ -3,10 +3,7 @@
 Postfix and proxyshim ask one DNS server, which serves RECORDS (the blocklist, too).
 """
 
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +18,7 @@ from tests.integration.lab.milter import MACROS, Milter
 from tests.integration.lab.needs import need_root
 from tests.integration.lab.netns import Host, hosts
 from tests.integration.lab.pass_site import Pass
+from tests.integration.lab.places import open_directory
 from tests.integration.lab.policy import Policy
 from tests.integration.lab.postfix import Postfix, Smtpd, front_door
 from tests.integration.lab.sasl import Sasl
@@ -283,9 +281,7 @@ def open_twin_site(convey: str = "xclient") -> Iterator[TwinSite]:
     """Make the site, with that conveyance, and remove everything afterwards."""
     need_root()
     with ExitStack() as cleanup:
-        directory = Path(tempfile.mkdtemp(prefix="proxyshim-twin-"))
-        os.chmod(directory, 0o755)
-        cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
+        directory = cleanup.enter_context(open_directory("twin"))
         made = cleanup.enter_context(
             hosts(
                 client=list(CLIENTS.values()),
