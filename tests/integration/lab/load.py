@@ -63,6 +63,9 @@ class Tally:
     greetings_s: list[float] = field(default_factory=list)
     turned_away: int = 0  # attempts that were refused for now
     faults: list[str] = field(default_factory=list)
+    cut: list[str] = field(
+        default_factory=list
+    )  # sessions that were greeted, then ended
 
 
 class Load:
@@ -138,15 +141,28 @@ class Load:
             writer.write(kind.proxy_header.encode())
             await _expect(reader, b"220")
             self.tally.greetings_s.append(time.monotonic() - began)
-            await _ask(reader, writer, b"EHLO client.example\r\n")
-            while waiting:
-                await self._send_message(kind, waiting, reader, writer)
-            writer.write(b"QUIT\r\n")
-            await reader.readline()
+            try:
+                await self._send_all_waiting(kind, waiting, reader, writer)
+            except (TurnedAwayError, OSError) as error:
+                self.tally.cut.append(f"{kind.name}: {error!r}")
+                raise
         finally:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+    async def _send_all_waiting(
+        self,
+        kind: Kind,
+        waiting: list[bytes],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        await _ask(reader, writer, b"EHLO client.example\r\n")
+        while waiting:
+            await self._send_message(kind, waiting, reader, writer)
+        writer.write(b"QUIT\r\n")
+        await reader.readline()
 
     async def _connect(
         self, kind: Kind
@@ -188,8 +204,13 @@ class Load:
             raise
         waiting.pop(0)
         with self._changed:
-            self.tally.digests[message_id] = hashlib.sha256(content).hexdigest()
+            self.tally.digests[message_id] = digest_of(content)
             self._changed.notify_all()
+
+
+def digest_of(content: bytes) -> str:
+    """Return the digest of a message, from its first header to its final dot."""
+    return hashlib.sha256(content).hexdigest()
 
 
 async def _ask(
