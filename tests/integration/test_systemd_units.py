@@ -12,6 +12,7 @@ import pytest
 from proxyshim.config import ListenerSettings
 from proxyshim.net.closing import DELIVERY_S
 from proxyshim.session.timing import FINAL_REPLY_S
+from tests.docs import marked
 from tests.integration.lab.needs import find_program
 from tests.integration.lab.service import UNITS
 
@@ -82,9 +83,21 @@ def test_the_exposure_of_the_unit_does_not_grow(
     drop_ins: list[str], highest: float, tmp_path: Path
 ) -> None:
     service = installed(tmp_path, drop_ins)
+    assert_exposure(service, highest)
+
+
+def assert_exposure(service: Path, highest: float) -> None:
     analyze = [find_program("systemd-analyze"), "security", "--offline=true"]
     done = run(*analyze, f"--threshold={round(highest * 10)}", str(service))
     assert done.returncode == 0, done.stdout
+
+
+def test_the_exposure_with_a_directory_of_postfixs(tmp_path: Path) -> None:
+    """The other way to hand sockets to Postfix, whose drop-in is in the how-to only."""
+    service = installed(tmp_path)
+    drop_in = service.parent / "proxyshim.service.d" / "postfix-pass.conf"
+    drop_in.write_text(marked("drop-in: postfix-pass, own directory"))
+    assert_exposure(service, RESOLVER_ELSEWHERE)
 
 
 def test_the_service_unit_needs_no_capability() -> None:
