@@ -87,7 +87,11 @@ def start_postfix(site: Site, name: str) -> Postfix:
         "limited": Pass("limited", limits),
         "only4": Pass("only4"),
     }
-    settings = {"mynetworks": " ".join(TRUSTED)}
+    settings = {
+        "mynetworks": " ".join(TRUSTED),
+        # From 3.9 on, the default disconnects a client that sends more with its EHLO.
+        "smtpd_forbid_unauth_pipelining": "no",
+    }
     return Postfix(site.mail, site.new_place(name), services, settings)
 
 
@@ -392,17 +396,27 @@ def test_while_postfix_is_gone_clients_get_421(site: Site) -> None:
 
 
 def test_a_killed_smtpd_loses_no_waiting_client(place: Place) -> None:
-    mark = place.postfix.lines.mark()
-    with place.connect(CLIENT, "few") as one, place.connect(FRIEND, "few") as two:
-        assert (one.reply().code, two.reply().code) == (220, 220)
-        with place.connect(CLIENT, "few") as third:
-            pid = int(
-                place.postfix.lines.wait_for(
-                    rf"smtpd\[(\d+)\]: connect from unknown\[{FRIEND}\]", since=mark
-                )[1]
-            )
-            subprocess.run(["kill", "-KILL", str(pid)], check=True)
-            assert third.reply().code == 220
+    # If a process dies in its first session, Postfix stops the service for a minute.  And
+    # the first time that all are taken, Postfix replaces them (STRESS_README).
+    for _ in range(5):
+        with place.connect(CLIENT, "few") as one:
+            assert one.reply().code == 220
+            mark = place.postfix.lines.mark()
+            with place.connect(FRIEND, "few") as two:
+                assert two.reply().code == 220
+                connected = rf"smtpd\[(\d+)\]: connect from unknown\[{FRIEND}\]"
+                pid = place.postfix.lines.wait_for(connected, since=mark)[1]
+                if has_served(place.postfix, pid):
+                    with place.connect(CLIENT, "few") as third:
+                        os.kill(int(pid), signal.SIGKILL)
+                        assert third.reply().code == 220
+                    return
+            place.postfix.lines.wait_for(rf"\[{pid}\]: disconnect from", since=mark)
+    raise AssertionError("every session has a new process")
+
+
+def has_served(postfix: Postfix, pid: str) -> bool:
+    return any(f"smtpd[{pid}]: disconnect" in line for line in postfix.lines.since())
 
 
 def test_a_reload_keeps_who_waits_and_a_stop_refuses(site: Site) -> None:

@@ -32,6 +32,7 @@ for each in null zero full random urandom tty; do
     mount --bind /dev/$each dev/$each
 done
 ln -s /proc/self/fd dev/fd
+ln -s /proc/self/fd/1 dev/stdout
 touch dev/log
 mount --bind "$1/log" dev/log
 mount -t tmpfs -o mode=755 run run
@@ -77,6 +78,14 @@ class Box:
         root = str(self.directory / "box" / "root")
         mounts = f"--mount=/proc/{self._holder.pid}/ns/mnt"
         return [find_program("nsenter"), mounts, "--", "chroot", root, *argv]
+
+    def show(self, directory: Path) -> None:
+        """Make *directory* visible inside, at the same path."""
+        inside = f"{self.directory}/box/root{directory}"
+        mounts = f"--mount=/proc/{self._holder.pid}/ns/mnt"
+        script = 'mkdir -p "$2"; mount --bind "$1" "$2"'
+        argv = ["sh", "-ec", script, "sh", str(directory), inside]
+        self._host.run([find_program("nsenter"), mounts, "--", *argv])
 
     def run(self, *argv: str, stdin: str = "") -> str:
         """Run a program inside to its end, which must succeed; return its output."""

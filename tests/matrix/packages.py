@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -16,27 +17,60 @@ CACHE = ROOT / ".cache" / "mail-servers"
 LIMIT_S = 300
 
 
-def unpack_debian(*packages: str) -> Path:
-    """Return a folder with the files of *packages* and of what they need and we lack."""
+def unpack_debian(*packages: str, release: str = "") -> Path:
+    """Return a folder with the files of *packages* and of what they need and we lack.
+
+    The packages of another *release* need its C library, for example, so with one the folder
+    has everything that they need.
+    """
     need_root()
-    place = _place("-".join(packages))
+    place = _place("-".join((*packages, release) if release else packages))
     with _one_at_a_time(), _unfinished(place) as made:
         if place.exists():
             return place
-        _run(["apt-get", "-qq", "update"])
-        plan = ["apt-get", "-s", "install", "--no-install-recommends", *packages]
+        apt = ["apt-get", *_use_release(release, made / "apt")]
+        _run([*apt, "-qq", "update"])
+        plan = [*apt, "-s", "install", "--no-install-recommends", *packages]
         lines = _run(plan).splitlines()
         needed = [line.split()[1] for line in lines if line.startswith("Inst ")]
         # An installed package is part of the root below the unpacked one.
         archives = made / "archives"
         archives.mkdir()
-        _run(["apt-get", "-qq", "download", *needed], archives)
+        _run([*apt, "-qq", "download", *needed], archives)
+        shutil.rmtree(made / "apt", ignore_errors=True)
         for archive in sorted(archives.iterdir()):
             _run(["dpkg", "--extract", str(archive), str(made)])
         shutil.rmtree(archives)
         _merge_usr(made)
         made.rename(place)
     return place
+
+
+def _use_release(release: str, directory: Path) -> list[str]:
+    """Return options that make apt-get use that release, with its files in *directory*.
+
+    It is a release of this machine's own mirror, and no package counts as installed.
+    """
+    if not release:
+        return []
+    for name in ("lists/partial", "cache/archives/partial"):
+        (directory / name).mkdir(parents=True)
+    (directory / "status").touch()
+    ours = platform.freedesktop_os_release()["VERSION_CODENAME"]
+    known = _run(["apt-get", "indextargets", "--format", "$(CODENAME) $(SITE)"])
+    mirror = next(
+        line.split()[1] for line in known.splitlines() if line.split()[0] == ours
+    )
+    (directory / "sources.list").write_text(f"deb {mirror} {release} main\n")
+    settings = {
+        "Dir::Etc::SourceList": directory / "sources.list",
+        "Dir::Etc::SourceParts": "/dev/null",
+        "Dir::State::Lists": directory / "lists",
+        "Dir::State::Status": directory / "status",
+        "Dir::Cache": directory / "cache",
+        "APT::Sandbox::User": "root",
+    }
+    return [f"-o{name}={value}" for name, value in settings.items()]
 
 
 def install_npm(package: str) -> Path:
