@@ -72,16 +72,16 @@ def main() -> None:
         if "rounds" in parts:
             results.rounds = bench.rounds()
         if "memory" in parts:
-            results.memory = bench.memory()
+            results.memory = bench.memory(plan.idle())
         if "beside-idle" in parts:
             results.beside_idle = bench.beside_idle()
         if "allowlist" in parts:
             results.allowlist = bench.allowlist(python)
         if "conveyances" in parts:
-            results.conveyances, missing = conveyances.measure(
-                programs, directory, python, plan
-            )
-            results.notes += missing
+            measured = conveyances.measure(programs, directory, python, plan)
+            results.conveyances = measured.samples
+            results.conveyances_memory = measured.memory
+            results.notes += measured.notes
         reason = postfix.why_not()
         if "postfix" in parts and reason is None:
             results.postfix = postfix.measure(programs, shim, plan)

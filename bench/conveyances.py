@@ -9,11 +9,12 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
 from bench import peers
-from bench.measure import Bench, Samples, progress
+from bench.measure import Bench, Memory, Samples, progress
 from bench.plan import Plan
 from bench.programs import Programs
 
@@ -26,39 +27,47 @@ route add local default dev lo table 123
 """
 
 
-def measure(
-    programs: Programs, directory: Path, python: Path, plan: Plan
-) -> tuple[dict[str, Samples], list[str]]:
-    """Return the samples by conveyance, and a note for each that was left out."""
-    found: dict[str, Samples] = {}
-    notes = []
+@dataclass(slots=True)
+class Measured:
+    """What was measured, by conveyance, and a note for each that was left out."""
+
+    samples: dict[str, Samples] = field(default_factory=dict)
+    memory: dict[str, Memory] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def measure(programs: Programs, directory: Path, python: Path, plan: Plan) -> Measured:
+    """Measure the conveyances that can be measured here."""
+    found = Measured()
     haproxy = peers.haproxy("send-proxy-v2")
     if haproxy is None:
-        notes.append("without proxy-v2, because HAProxy is not installed")
+        found.notes.append("without proxy-v2, because HAProxy is not installed")
     else:
         progress("proxy-v2")
         kinds = [haproxy, peers.proxyshim(python, convey="proxy-v2")]
         options = ["--expects-header"]
         bench = Bench(programs, _below(directory, "v2"), kinds, plan, options)
-        found["proxy-v2"] = bench.compare()
+        found.samples["proxy-v2"] = bench.compare()
     others = [each for each in (peers.nginx(), peers.haproxy()) if each is not None]
     progress("postfix-pass")
     place = _below(directory, "pass")
     kinds = [*others, peers.proxyshim(python, convey="postfix-pass")]
     bench = Bench(programs, place, kinds, plan, ["--pass", str(place)])
-    found["postfix-pass"] = bench.compare()
+    found.samples["postfix-pass"] = bench.compare()
+    # The other conveyances hold two sockets for a session, as XCLIENT does.
+    found.memory["postfix-pass"] = bench.memory(plan.idle_compared())
     mmproxy, reason = peers.go_mmproxy(), _why_no_network()
     if mmproxy is None:
         reason = "go-mmproxy is not installed"
     if mmproxy is None or reason:
-        notes.append(f"without source-address: {reason}")
+        found.notes.append(f"without source-address: {reason}")
     else:
         progress("source-address")
         kinds = [mmproxy, peers.proxyshim(python, convey="source-address")]
         place = _below(directory, "source")
         bench = Bench(programs, place, kinds, plan)
-        found["source-address"] = _in_own_network(bench.compare)
-    return found, notes
+        found.samples["source-address"] = _in_own_network(bench.compare)
+    return found
 
 
 def _below(directory: Path, name: str) -> Path:

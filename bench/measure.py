@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -79,6 +79,9 @@ class Held:
     def octets_left_each(self) -> float:
         """Return the memory per session that is not freed after the sessions."""
         return (self.after - self.before) / self.sessions
+
+
+Memory = dict[str, dict[str, Held]]  # by load, then by peer
 
 
 @dataclass(slots=True)
@@ -191,12 +194,9 @@ class Bench:
 
     # Idle sessions.
 
-    def memory(self) -> dict[str, dict[str, Held]]:
-        """Measure idle sessions, each time on a new peer; by load, then by peer."""
-        loads = {f"{n} after RCPT": Load(n, hold="rcpt") for n in self.plan.held}
-        first = self.plan.held[0]
-        loads[f"{first} after EHLO"] = Load(first, hold="ehlo")
-        found: dict[str, dict[str, Held]] = {}
+    def memory(self, loads: Mapping[str, Load]) -> Memory:
+        """Measure idle sessions, each time on a new peer."""
+        found: Memory = {}
         for name, load in loads.items():
             progress(f"idle sessions: {name}")
             found[name] = {kind.name: self._hold(kind, load) for kind in self.kinds}

@@ -33,6 +33,17 @@ class Plan:
         names = ("one message, v2", "ten messages", "connect and quit")
         return {name: rows[name] for name in names}
 
+    def idle(self) -> dict[str, Load]:
+        """Return the loads of idle sessions."""
+        loads = {f"{n} after RCPT": Load(n, hold="rcpt") for n in self.held}
+        first = self.held[0]
+        return {**loads, f"{first} after EHLO": Load(first, hold="ehlo")}
+
+    def idle_compared(self) -> dict[str, Load]:
+        """Return the idle sessions that compare another conveyance."""
+        name, load = next(iter(self.idle().items()))
+        return {name: load}
+
     def body(self) -> Load:
         """Return the sessions with big messages."""
         return Load(self.bodies, at_once=4, octets=10_000_000)

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.measure import DIRECT, Held, Listed, Sample, Samples
+from bench.measure import DIRECT, Listed, Memory, Sample, Samples
 from bench.postfix import BY_HAND
 
 SHIM = "proxyshim"
@@ -24,11 +24,12 @@ class Results:
     machine: dict[str, str]
     notes: list[str] = field(default_factory=list)
     rounds: Samples = field(default_factory=dict)
-    memory: dict[str, dict[str, Held]] = field(default_factory=dict)
+    memory: Memory = field(default_factory=dict)
     beside_idle: dict[int, dict[str, list[Sample]]] = field(default_factory=dict)
     allowlist: dict[int, Listed] = field(default_factory=dict)
     postfix: Samples = field(default_factory=dict)
     conveyances: dict[str, Samples] = field(default_factory=dict)
+    conveyances_memory: dict[str, Memory] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return the results in JSON's types."""
@@ -109,6 +110,8 @@ def print_report(results: Results) -> None:
             f'CPU per session with convey = "{convey}", µs: all (user + system)',
             samples,
         )
+        if convey in results.conveyances_memory:
+            _print_memory(results.conveyances_memory[convey], convey)
 
 
 def _print_cpu(title: str, rounds: Samples) -> None:
@@ -185,7 +188,7 @@ def _greeting_cell(samples: Sequence[Sample]) -> str:
     return f"{p50:.2f} / {p99:.2f}"
 
 
-def _print_memory(memory: Mapping[str, Mapping[str, Held]]) -> None:
+def _print_memory(memory: Memory, convey: str = "xclient") -> None:
     rows = []
     peers = list(next(iter(memory.values())))
     for name, by_peer in memory.items():
@@ -208,13 +211,14 @@ def _print_memory(memory: Mapping[str, Mapping[str, Held]]) -> None:
         ]
     )
     _print_table(
-        "Memory per idle session, KiB (in parentheses: not freed afterwards)",
+        f'Memory per idle session with convey = "{convey}", KiB'
+        " (in parentheses: not freed afterwards)",
         ["", *peers, *_ratio_heads(peers)],
         rows,
     )
 
 
-def _smallest(memory: Mapping[str, Mapping[str, Held]], peer: str) -> int:
+def _smallest(memory: Memory, peer: str) -> int:
     return min(by_peer[peer].before for by_peer in memory.values())
 
 
