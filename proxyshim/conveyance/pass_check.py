@@ -11,7 +11,7 @@ from proxyshim.conveyance.asking import examine_sessions
 from proxyshim.conveyance.contract import Conveyance, Examined
 from proxyshim.findings import Finding, Severity, Subject
 
-_TESTED: Final = "3.7 (Debian 12)"
+_TESTED: Final = "3.7 (Debian 12) and 3.10 (Debian 13)"
 _LIMIT_S: Final = 10.0
 _SEARCH_PATH: Final = "/usr/sbin:/usr/local/sbin:/sbin:/usr/bin:/bin"
 # What each value of inet_protocols comes to.
@@ -35,6 +35,7 @@ async def examine(
             "Postfix does not promise the interface that postfix-pass uses; tested with"
             f" Postfix {_TESTED}"
         ),
+        *_judge_service(subject, dial.name),
         *_judge_families(subject, families),
         *_judge_limits(subject),
     ]
@@ -44,6 +45,25 @@ async def examine(
     return await examine_sessions(
         conveyance, dial, able, findings, "takes a socket, and greets the client {}"
     )
+
+
+def _judge_service(subject: Subject, backend: str) -> Iterator[Finding]:
+    """Refuse postscreen, which ignores the address that it is given.
+
+    It would ask the socket, whose peer is the proxy.  Our probes cannot show that, because
+    they have no address at all.
+    """
+    name = backend.rpartition("/")[2]
+    for line in _ask_postconf("-M").splitlines():
+        # smtpd pass - - n - - smtpd -o ...  (master(5))
+        fields = line.split()
+        if len(fields) < 8 or fields[1] != "pass" or fields[7] != "postscreen":
+            continue
+        if fields[0].rpartition("/")[2] == name:
+            yield subject.error(
+                "the service is postscreen, which would take the proxy for the client;"
+                " name a service of smtpd"
+            )
 
 
 def _judge_families(subject: Subject, families: frozenset[int]) -> Iterator[Finding]:
@@ -87,12 +107,17 @@ def _names(versions: frozenset[int]) -> str:
 
 def _postconf(name: str) -> str:
     """Return a setting of this host's Postfix; empty if there is no answer."""
+    return _ask_postconf("-hx", name)
+
+
+def _ask_postconf(*arguments: str) -> str:
+    """Return what postconf prints; empty if there is no answer."""
     program = shutil.which("postconf", path=_SEARCH_PATH)
     if program is None:
         return ""
     try:
         done = subprocess.run(
-            [program, "-hx", name],
+            [program, *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -337,6 +337,38 @@ def test_a_directory_of_its_own(site: Site) -> None:
             assert (done.returncode == 0) == opens, done.stderr
 
 
+class Screen(Pass):
+    """A service that must not be proxyshim's: postscreen, and what it hands over to."""
+
+    def line(self) -> str:
+        return (
+            "screened pass n - n - 1 postscreen\n"
+            "smtpd pass - - n - - smtpd\n"
+            "dnsblog unix - - n - 0 dnsblog\n"
+        )
+
+
+def test_postscreen_takes_the_proxy_for_the_client(site: Site) -> None:
+    """The how-to and ``proxyshim check`` warn of it: what the proxy may, everybody may."""
+    with ExitStack() as cleanup:
+        directory = site.new_place("postfix-screen")
+        settings = {"mynetworks": " ".join(TRUSTED)}
+        services = {"screened": Screen("screened")}
+        postfix = Postfix(site.mail, directory, services, settings)
+        cleanup.callback(postfix.stop)
+        shim = Shim(
+            site.mail,
+            site.new_place("shim-screen"),
+            [listener(postfix, "screened", 4864)],
+            haproxy_hosts=[PROXY],
+        )
+        cleanup.callback(shim.stop_cleanly)
+        with Conversation.open(site.proxy, (MAIL, 4864), PROXY) as talk:
+            talk.send(headers.HEADERS["v1"])
+            assert talk.reply().code == 220
+        postfix.lines.wait_for(rf"postscreen\[\d+\]: ALLOWLISTED \[{PROXY}\]")
+
+
 # Busy, and gone.
 
 
@@ -505,7 +537,11 @@ def stored(postfix: Postfix, ids: set[str]) -> list[str]:
 
 
 def check(
-    site: Site, backend: str, families: list[str], main_cf: str = ""
+    site: Site,
+    backend: str,
+    families: list[str],
+    main_cf: str = "",
+    master_cf: str = "",
 ) -> tuple[int, str]:
     place = site.new_place("check-pass")
     place.mkdir()
@@ -517,7 +553,7 @@ def check(
     argv = [sys.executable, "-m", "proxyshim", "check", "-c", str(config)]
     root = Path(proxyshim.__file__).parent.parent
     (place / "main.cf").write_text(f"compatibility_level = 3.6\n{main_cf}")
-    (place / "master.cf").write_text("")
+    (place / "master.cf").write_text(master_cf)
     done = subprocess.run(
         site.mail.command(argv),
         cwd=root,
@@ -558,6 +594,18 @@ def test_check_names_the_limit_that_its_probes_count_for(
     assert "let smtpd_client_event_limit_exceptions have 127.0.0.1" in said
     _, said = check(site, backend, BOTH, "mynetworks = 127.0.0.0/8\n")
     assert "smtpd_client_event_limit_exceptions" not in said
+
+
+def test_check_refuses_postscreen(site: Site, postfix: Postfix) -> None:
+    backend = f"unix:{postfix.public / 'plain'}"
+    others = "other pass n - n - 1 postscreen\nplain inet n - n - 1 postscreen\n"
+    smtpd = "plain pass n - n - - smtpd\n    -o { one = two }\n"
+    status, said = check(site, backend, BOTH, master_cf=others + smtpd)
+    assert status == 0, said
+    screen = "d/plain pass n - n - 1 postscreen -o soft_bounce=yes\n"
+    status, said = check(site, backend, BOTH, master_cf=others + screen)
+    assert status == 1
+    assert "is postscreen, which would take the proxy for the client" in said
 
 
 def test_check_names_a_service_that_is_not_there(site: Site, postfix: Postfix) -> None:
