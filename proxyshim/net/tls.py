@@ -111,7 +111,8 @@ class TlsStream(Layer):
         return data if data or self._read_end else None
 
     async def receive(self) -> bytes:
-        if self._engine.is_broken:  # nobody can read it; who closes discards it
+        if self._engine.is_broken and not self._read_end:
+            # Nobody can read it; who closes after a failed handshake discards it.
             data = await self._below.receive()
             self.octets_received += len(data)
             return data

@@ -2,16 +2,18 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.certificates import Authority
 from tests.integration.scripted.headers import v1
 from tests.integration.scripted.mta import EXTENSIONS, GREETING, Backend, Mta
 from tests.integration.scripted.process import Process
 from tests.integration.scripted.shim import LISTED, SETTINGS, connect, write_config
 from tests.integration.scripted.test_relay import QUEUED, begin_content
+from tests.integration.scripted.tls_wire import TlsWire, client_context
 from tests.integration.scripted.wire import LIMIT_S, Wire
 
 MEGABYTE = 1_000_000
@@ -22,29 +24,52 @@ ALLOWED = 8 * MEGABYTE
 LINE = bytes(range(33, 127)) * 10 + b"\r\n"
 
 
-@pytest.fixture
-def session(tmp_path: Path) -> Iterator[tuple[Process, Wire, Mta]]:
-    """Open a relaxed session through a shim in its own process."""
-    (tmp_path / "haproxy_hosts").write_text(f"{LISTED}\n")
+Session = tuple[Process, Wire, Mta]
+
+
+@contextmanager
+def open_session(directory: Path, ca: Authority | None = None) -> Iterator[Session]:
+    """Open a relaxed session through a shim in its own process; with *ca*, inside its TLS."""
+    (directory / "haproxy_hosts").write_text(f"{LISTED}\n")
     with ExitStack() as cleanup:
         backend = Backend()
         cleanup.callback(backend.close)
-        listener = {
+        listener: dict[str, object] = {
             **SETTINGS,
             "name": "mx",
             "bind": "127.0.0.1:0",
             "backend": backend.name,
             "haproxy_hosts": "haproxy_hosts",
         }
-        shim = cleanup.enter_context(Process(write_config(tmp_path, [listener])))
+        if ca is not None:
+            listener["tls"] = "implicit"
+            listener["certificates"] = [ca.sign("mx.test").as_setting()]
+        shim = cleanup.enter_context(Process(write_config(directory, [listener])))
         client = cleanup.enter_context(connect(shim.address, LISTED))
-        client.send(v1() + b"EHLO client.test\r\n")
+        client.send(v1())
+        if ca is not None:
+            client = TlsWire(client, client_context(ca.path), "mx.test")
+        client.send(b"EHLO client.test\r\n")
         mta = cleanup.enter_context(backend.accept())
         mta.introduce()
         mta.expect(b"EHLO client.test\r\n")
         mta.send(EXTENSIONS)
         client.expect(GREETING + EXTENSIONS)
         yield shim, client, mta
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Iterator[Session]:
+    with open_session(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "tls"])
+def either_session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Session]:
+    with open_session(
+        tmp_path, Authority(tmp_path) if request.param else None
+    ) as opened:
+        yield opened
 
 
 class Sender:
@@ -99,10 +124,8 @@ def take(wire: Wire, octets: int, chunk: bytes) -> None:
         position += count
 
 
-def test_a_slow_backend_makes_the_client_wait(
-    session: tuple[Process, Wire, Mta],
-) -> None:
-    shim, client, mta = session
+def test_a_slow_backend_makes_the_client_wait(either_session: Session) -> None:
+    shim, client, mta = either_session
     begin_content(client, mta)
     before = shim.forget_peak_memory()
     sender = Sender(client, LINE * 200, BODY)
@@ -121,7 +144,7 @@ def test_a_slow_backend_makes_the_client_wait(
 
 
 def test_a_client_that_does_not_read_makes_the_backend_wait(
-    session: tuple[Process, Wire, Mta],
+    session: Session,
 ) -> None:
     shim, client, mta = session
     reply = b"214-" + LINE + b"214 end\r\n"
@@ -142,7 +165,7 @@ def test_a_client_that_does_not_read_makes_the_backend_wait(
 
 
 def test_endless_commands_are_not_read_while_replies_are_missing(
-    session: tuple[Process, Wire, Mta],
+    session: Session,
 ) -> None:
     shim, client, mta = session
     before = shim.forget_peak_memory()
@@ -154,7 +177,7 @@ def test_endless_commands_are_not_read_while_replies_are_missing(
 
 
 def test_endless_replies_are_not_read_while_the_client_does_not_read(
-    session: tuple[Process, Wire, Mta],
+    session: Session,
 ) -> None:
     """After STARTTLS, where the guard does not count replies."""
     shim, client, mta = session
@@ -168,3 +191,18 @@ def test_endless_replies_are_not_read_while_the_client_does_not_read(
     take(client, BODY, LINE)
     answering.join()
     assert shim.peak_memory() - before < ALLOWED
+
+
+def test_endless_replies_inside_our_tls_wait_for_the_client(tmp_path: Path) -> None:
+    with open_session(tmp_path, Authority(tmp_path)) as (shim, client, mta):
+        reply = b"214-" + LINE + b"214 end\r\n"
+        count = BODY // 4 // len(reply)
+        client.send(b"HELP\r\n" * 500)
+        take(mta, 6 * 500, b"HELP\r\n")
+        before = shim.forget_peak_memory()
+        answering = Sender(mta, reply, len(reply) * count)
+        assert answering.wait_until_stuck() < len(reply) * count / 2
+        take(client, len(reply) * 400, reply)
+        assert shim.peak_memory() - before < ALLOWED
+        client.close()
+        answering.join()
