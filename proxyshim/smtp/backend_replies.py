@@ -71,7 +71,7 @@ class BackendReader:
         elif code == 334:
             dialogue.state = State.ANSWER
         elif code == 220 and kind is Kind.STARTTLS:
-            self._relaxed.stop_tracking()  # a strict session never forwards STARTTLS
+            self._lose_track()  # a strict session never forwards STARTTLS
         else:
             dialogue.state = _COMMAND
         if dialogue.end_reason is None:
@@ -192,7 +192,7 @@ class BackendReader:
             dialogue.end(Reason.REPLY_OUT_OF_PLACE, replies.OUT_OF_STEP)
 
     def _lose_track(self) -> None:
-        """Handle a reply that none of the client's commands can have caused."""
+        """Handle a reply after which we do not know what the backend reads."""
         dialogue = self._dialogue
         if dialogue.mode is _STRICT:
             # From here on we do not know what the backend reads, so the state never changes.

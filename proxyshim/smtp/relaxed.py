@@ -10,6 +10,8 @@ tracking the session (``Mode.OPAQUE``).
 from collections.abc import Callable
 from typing import Final
 
+from proxyshim.errors import Reason
+from proxyshim.smtp import replies
 from proxyshim.smtp.content import Dot
 from proxyshim.smtp.dialogue import MAX_OWED, Dialogue, Mode, State
 from proxyshim.smtp.lines import MAX_COMMAND_OCTETS, count_leading_blanks, verb_of
@@ -101,8 +103,15 @@ class RelaxedReader:
             self._rereads = 0
 
     def stop_tracking(self) -> None:
-        """Make the session opaque, which is safe only because it is relaxed."""
+        """Make the session opaque, which is safe only because it is relaxed.
+
+        Before our own TLS it ends instead, because the backend's must not begin in its place.
+        """
         dialogue = self._dialogue
+        if dialogue.tls is not None and not dialogue.tls.is_inside:
+            self.kept_copy, self.line_start = None, b""
+            dialogue.end(Reason.REPLY_OUT_OF_PLACE, replies.OUT_OF_STEP)
+            return
         dialogue.mode = Mode.OPAQUE
         dialogue.odd_dot_end = 0
         dialogue.unanswered = self.is_ahead or any(
