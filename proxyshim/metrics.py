@@ -9,7 +9,8 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from dataclasses import dataclass
+from itertools import accumulate, product
 from typing import Any, Final
 
 from prometheus_client.core import (
@@ -48,6 +49,26 @@ TLS_FAILURES: Final = (
 LOOKUP_BOUNDS_S: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
+# The label values that this module knows; ``KnownLabels`` has the others.
+HEADERS: Final = ("v1", "v2", "none")
+DIRECTIONS: Final = ("from_client", "to_client")
+
+
+@dataclass(frozen=True, slots=True)
+class KnownLabels:
+    """The label values that a counter may get.
+
+    Each is shown from the start, with 0: Prometheus sees an increase only between two samples, so
+    it would miss the first event of a series that begins with 1.
+    """
+
+    outcomes: Sequence[str] = ()
+    refusals: Sequence[str] = ()  # reasons
+    backend_failures: Sequence[str] = ()  # reasons
+    name_results: Sequence[str] = ()
+    handover_failures: Sequence[str] = ()  # names of errors: the frequent ones
+
+
 class Histogram:
     """The number of observations up to each bound, and their sum."""
 
@@ -78,8 +99,10 @@ class Histogram:
 class Metrics(Collector):
     """The counters of the process.  Their keys are label values from closed sets."""
 
-    def __init__(self) -> None:
-        """Start at zero."""
+    def __init__(self, known: KnownLabels = KnownLabels()) -> None:
+        """Start at zero, with every label value that is *known*."""
+        self._known = known
+        self._started = time.time()
         self.sessions: Counter[tuple[str, str]] = Counter()  # listener, outcome
         self.refusals: Counter[str] = Counter()  # reason
         self.headers: Counter[str] = Counter()  # v1, v2, none
@@ -112,35 +135,41 @@ class Metrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Yield all metrics, as Prometheus types."""
+        known = self._known
         yield _counter(
             "proxyshim_sessions",
             "Sessions that ended, by outcome.",
             ["listener", "outcome"],
             self.sessions,
+            product(list(self._allowlists), known.outcomes),
         )
         yield _counter(
             "proxyshim_refusals",
             "Peers, clients and commands refused, by reason.",
             ["reason"],
             _with_tuple_keys(self.refusals),
+            zip(known.refusals),
         )
         yield _counter(
             "proxyshim_headers",
             "Connections admitted, by the version of their PROXY header.",
             ["header"],
             _with_tuple_keys(self.headers),
+            zip(HEADERS),
         )
         yield _counter(
             "proxyshim_relayed_bytes",
             "Bytes relayed, by direction.",
             ["direction"],
             _with_tuple_keys(self.octets),
+            zip(DIRECTIONS),
         )
         yield _counter(
             "proxyshim_octets",
             "The old name of proxyshim_relayed_bytes_total; the next release drops it.",
             ["direction"],
             _with_tuple_keys(self.octets),
+            zip(DIRECTIONS),
         )
         yield CounterMetricFamily(
             "proxyshim_messages_accepted",
@@ -155,6 +184,7 @@ class Metrics(Collector):
             "Sessions and commands that failed at the backend, by reason.",
             ["reason"],
             _with_tuple_keys(self.backend_failures),
+            zip(known.backend_failures),
         )
         yield _histogram(
             "proxyshim_greeting_seconds",
@@ -175,6 +205,11 @@ class Metrics(Collector):
             value=self.count_dropped_lines(),
         )
         yield _build_info()
+        yield GaugeMetricFamily(
+            "process_start_time_seconds",
+            "When the process started, in Unix time.",
+            value=self._started,
+        )
 
     def count_refusal(self, reason: str) -> None:
         """Count a refusal of a peer, a client or a command: the only place that does."""
@@ -231,6 +266,7 @@ class Metrics(Collector):
             "Sessions that asked for their client's names, by result.",
             ["result"],
             _with_tuple_keys(self.name_results),
+            zip(self._known.name_results),
         )
         yield _histogram(
             "proxyshim_handover_seconds",
@@ -242,6 +278,7 @@ class Metrics(Collector):
             "Sockets that the mail server has not taken, by the error's name.",
             ["error"],
             _with_tuple_keys(self.handover_failures),
+            zip(self._known.handover_failures),
         )
         yield _histogram(
             "proxyshim_name_lookup_seconds",
@@ -287,10 +324,15 @@ class Metrics(Collector):
 
 
 def _counter(
-    name: str, text: str, labels: list[str], values: Mapping[Any, int]
+    name: str,
+    text: str,
+    labels: list[str],
+    values: Mapping[Any, int],
+    known: Iterable[tuple[str, ...]],
 ) -> Metric:
+    """Return *values*, and 0 for the *known* labels that are not among them."""
     family = CounterMetricFamily(name, text, labels=labels)
-    for key, value in list(values.items()):
+    for key, value in (dict.fromkeys(known, 0) | dict(values)).items():
         family.add_metric(list(key), value)
     return family
 

@@ -32,6 +32,7 @@ from proxyshim.service.backends import Backends
 from proxyshim.service.defects import Defects
 from proxyshim.service.denylists import Denylists
 from proxyshim.service.http import HttpServer, Pages
+from proxyshim.service.known_labels import KNOWN_LABELS
 from proxyshim.service.ports import Ports
 from proxyshim.service.sandbox import report_forbidden
 from proxyshim.service.sockets import SocketSource
@@ -62,7 +63,7 @@ class Server:
         self._reactor: Reactor
         self._ports: Ports
         self.defects: Defects
-        self.metrics = Metrics()
+        self.metrics = Metrics(KNOWN_LABELS)
         self.metrics.count_dropped_lines = logs.lines_dropped
         self._system = System()
         self._resolver = Resolver(

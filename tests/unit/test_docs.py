@@ -356,7 +356,7 @@ def test_every_metric_is_documented_with_its_type_and_labels() -> None:
     documented = {
         code_in(row[0])[0]: (row[1], sorted(code_in(row[2])))
         for row in read_document(REFERENCE / "metrics.md").rows()
-        if row[0].startswith("`proxyshim_")
+        if row[0].startswith(("`proxyshim_", "`process_"))
     }
     assert documented == exposed
 

@@ -18,6 +18,9 @@ from proxyshim.metrics import (
     Histogram,
     Metrics,
 )
+from proxyshim.names import Result
+from proxyshim.service.known_labels import KNOWN_LABELS
+from proxyshim.session.ending import ENDINGS
 from proxyshim.session.record import Outcome
 
 ALERTS = Path(__file__).parent.parent.parent / "etc" / "prometheus-alerts.yml"
@@ -46,6 +49,55 @@ def test_counters_begin_empty_and_gauges_at_zero() -> None:
     found = families(Metrics())
     assert found["proxyshim_sessions"].samples == []
     assert [s.value for s in found["proxyshim_sessions_open"].samples] == [0]
+
+
+def test_every_label_that_is_known_is_shown_from_the_start() -> None:
+    """Prometheus' increase() misses the first event of a series that begins with 1."""
+    metrics = Metrics(KNOWN_LABELS)
+    metrics.note_allowlist("mx", 0)
+    metrics.note_allowlist("submission", 0)
+    shown = families(metrics)
+    expected: dict[str, set[str]] = {
+        "proxyshim_refusals": {r for r in Reason if ENDINGS[r].is_refusal},
+        "proxyshim_backend_failures": {
+            r for r in Reason if ENDINGS[r].is_backend_failure
+        },
+        "proxyshim_names": set(Result),
+        "proxyshim_headers": {"v1", "v2", "none"},
+        "proxyshim_relayed_bytes": {"from_client", "to_client"},
+        "proxyshim_octets": {"from_client", "to_client"},
+        "proxyshim_handover_failures": {
+            *("EAGAIN", "ETIMEDOUT", "ECONNREFUSED", "ENOENT", "EACCES")
+        },
+    }
+    for name, labels in expected.items():
+        samples = shown[name].samples
+        assert {next(iter(s.labels.values())) for s in samples} == labels, name
+        assert {s.value for s in samples} == {0}, name
+    pairs = {
+        (s.labels["listener"], s.labels["outcome"])
+        for s in shown["proxyshim_sessions"].samples
+    }
+    assert pairs == {(name, out) for name in ("mx", "submission") for out in Outcome}
+
+
+def test_a_value_that_was_counted_is_shown_once() -> None:
+    metrics = Metrics(KNOWN_LABELS)
+    metrics.note_allowlist("mx", 0)
+    metrics.sessions["mx", Outcome.CUT] += 2
+    metrics.handover_failures["EPIPE"] += 1  # unknown before it came
+    labels = {"listener": "mx", "outcome": "cut"}
+    assert value(metrics, "proxyshim_sessions_total", **labels) == 2
+    name = "proxyshim_handover_failures_total"
+    assert value(metrics, name, error="EPIPE") == 1
+    assert value(metrics, name, error="EAGAIN") == 0
+
+
+def test_the_start_of_the_process_is_exposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 1_700_000_000.5)
+    metrics = Metrics()
+    monkeypatch.setattr("time.time", lambda: 1_700_000_060.0)
+    assert value(metrics, "process_start_time_seconds") == 1_700_000_000.5
 
 
 def test_counters_and_gauges_are_exposed_with_their_labels() -> None:

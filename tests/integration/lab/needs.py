@@ -13,6 +13,7 @@ PACKAGES = {
     "nsenter": "util-linux",
     "openssl": "openssl",
     "postfix": "postfix",
+    "promtool": "prometheus",
     "setpriv": "util-linux",
     "swaks": "swaks",
     "systemd-analyze": "systemd",

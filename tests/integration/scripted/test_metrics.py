@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxyshim.errors import Reason
 from proxyshim.names import Result
+from proxyshim.service.known_labels import KNOWN_LABELS
 from proxyshim.session.record import Outcome
 from tests.integration.scripted.conftest import OpenRig
 from tests.integration.scripted.headers import LOCAL_CHECK, v1, v2
@@ -97,6 +98,7 @@ def test_label_values_come_from_closed_sets(metered: Rig) -> None:
         "header": {"v1", "v2", "none"},
         "direction": {"from_client", "to_client"},
         "result": {str(each) for each in Result},
+        "error": set(KNOWN_LABELS.handover_failures),
     }
     _, text = get(metered, "/metrics")
     samples = [
@@ -109,6 +111,16 @@ def test_label_values_come_from_closed_sets(metered: Rig) -> None:
     for sample in samples:
         for label, found in sample.labels.items():
             assert label == "le" or found in closed[label], sample
+
+
+def test_a_server_shows_what_has_not_happened_yet(metered: Rig) -> None:
+    _, text = get(metered, "/metrics")
+    for series in (
+        'proxyshim_sessions_total{listener="mx",outcome="failed"}',
+        'proxyshim_refusals_total{reason="claim_not_believed"}',
+        'proxyshim_backend_failures_total{reason="backend_timeout"}',
+    ):
+        assert f"{series} 0.0\n" in text
 
 
 def test_each_session_is_timed(metered: Rig) -> None:
