@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ipaddress import ip_network
 from typing import Final
 
-from proxyshim.addresses import SocketName
+from proxyshim.addresses import Address, SocketName
 from proxyshim.allowlist import ListEntry, Network, read_network
 from proxyshim.check.surroundings import Surroundings
 from proxyshim.config import Config, Listener
@@ -35,7 +35,7 @@ def judge_setup(config: Config, surroundings: Surroundings) -> Iterator[Finding]
         entries = surroundings.lists.get(listener.settings.name, ())
         yield _describe(listener)
         yield from _judge_wide(listener, entries)
-        yield from _judge_loopback(listener, entries, surroundings.users)
+        yield from _judge_own_addresses(listener, entries, surroundings)
         yield from _judge_unix_mode(listener)
         yield from _judge_listed_networks(listener, entries)
         yield from _judge_believed(listener, entries)
@@ -118,20 +118,30 @@ def _judge_wide(
     )
 
 
-def _judge_loopback(
-    listener: Listener, entries: tuple[ListEntry, ...], users: tuple[str, ...]
+def _judge_own_addresses(
+    listener: Listener, entries: tuple[ListEntry, ...], host: Surroundings
 ) -> Iterator[Finding]:
-    local = next((entry for entry in entries if is_loopback(entry.network)), None)
-    if local is None or not users:
+    """Report listed addresses of this host: a connection from one may be any local user's."""
+    found = [text for entry in entries if (text := _as_own(entry, host.addresses))]
+    if not found or not host.users:
         return
     yield Finding(
         Severity.WARNING,
         subject_of(listener),
-        f"{local.network} ({local.place}) is this host, and it has other users"
-        f" ({_shown(users)}): each of them can claim to be any client; let the proxy"
-        ' on this host connect to a unix socket instead ("unix:/path" in bind), in a'
-        " directory that only the proxy can enter",
+        f"{found[0]}, and it has other users ({_shown(host.users)}): each of them can"
+        " claim to be any client; if a proxy runs on this host, let it connect to a unix"
+        ' socket instead ("unix:/path" in bind), in a directory that only the proxy can'
+        " enter; list other proxies singly, without an address of this host",
     )
+
+
+def _as_own(entry: ListEntry, addresses: tuple[Address, ...]) -> str | None:
+    own = [each for each in addresses if each in entry.network]
+    if is_loopback(entry.network) or (own and _is_single(entry.network)):
+        return f"{entry.network} ({entry.place}) is this host"
+    if own:
+        return f"{entry.network} ({entry.place}) contains this host ({own[0]})"
+    return None
 
 
 def _judge_unix_mode(listener: Listener) -> Iterator[Finding]:

@@ -1,10 +1,12 @@
-"""What ``check`` reads besides the configuration: the lists, and the users of this host."""
+"""What ``check`` reads besides the configuration: the lists; users and addresses of this host."""
 
 import pwd
 from dataclasses import dataclass
 from typing import Final
 
+from proxyshim.addresses import Address
 from proxyshim.allowlist import ListEntry, read_entries
+from proxyshim.check.own_addresses import read_own_addresses
 from proxyshim.config import Config, read_text
 
 # Debian's UID_MIN and UID_MAX (login.defs): people, not services.
@@ -14,10 +16,11 @@ _NO_LOGIN: Final = ("nologin", "false")
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """The entries of each listener's list, by its name, and the users that can log in here."""
+    """The entries of each listener's list, by its name; facts about this host."""
 
     lists: dict[str, tuple[ListEntry, ...]]
-    users: tuple[str, ...]
+    users: tuple[str, ...]  # those that can log in
+    addresses: tuple[Address, ...] = ()  # its own
 
 
 def look_around(config: Config) -> Surroundings:
@@ -27,7 +30,7 @@ def look_around(config: Config) -> Surroundings:
         if listener.settings.haproxy_hosts is not None:
             path = config.path.parent / listener.settings.haproxy_hosts
             lists[listener.settings.name] = read_entries(read_text(path), str(path))
-    return Surroundings(lists, _read_users())
+    return Surroundings(lists, _read_users(), read_own_addresses())
 
 
 def _read_users() -> tuple[str, ...]:

@@ -186,13 +186,17 @@ def test_believed_claims_that_were_not_asked_about_are_noted(
 
 
 def judged_setup(
-    loaded: Config, *entries: str, users: tuple[str, ...] = ()
+    loaded: Config,
+    *entries: str,
+    users: tuple[str, ...] = (),
+    addresses: tuple[Address, ...] = (),
 ) -> list[Finding]:
     found = [
         ListEntry(f"hosts: line {number}", ip_network(entry))
         for number, entry in enumerate(entries, 1)
     ]
-    return list(judge_setup(loaded, Surroundings({"first": tuple(found)}, users)))
+    surroundings = Surroundings({"first": tuple(found)}, users, addresses)
+    return list(judge_setup(loaded, surroundings))
 
 
 LISTED = 'haproxy_hosts = "hosts"\n'
