@@ -24,6 +24,7 @@ Where is…                                      Look in
 =============================================  ====================================================
 a v1 port with a leading zero refused          ``proxy_header/v1.py``
 an unlisted peer that sends PROXY answered     ``session/admission.py``; ``session/ending.py``
+a listed peer that waits and sends no header   ``session/silence.py``
 a claim of 127.0.0.1 not believed              ``session/trust.py``
 a client in ``denied_clients`` refused          ``session/denylist.py``; ``service/denylists.py``
 a client's own XCLIENT stopped                 its row in ``smtp/verbs.py``; ``smtp/strict.py``

@@ -191,6 +191,8 @@ class Session:
             return b""
         except PeerLeft:
             record.outcome = Outcome.PROBED
+            if record.header is None and self._shared.is_listed(record.peer):
+                self._shared.silent.note(record, reports)
             return b""
         except PeerError as error:
             return reports.peer_refused(record, error)

@@ -15,6 +15,7 @@ from proxyshim.session.denylist import DeniedClients
 from proxyshim.session.record import SessionRecord
 from proxyshim.session.reports import Reports
 from proxyshim.session.shares import share_of
+from proxyshim.session.silence import SilentProxies
 from proxyshim.session.trust import Trust
 
 
@@ -32,6 +33,7 @@ class Shared:
     sessions_per_client: int = 0  # 0 means unlimited
     rates: ConnectionRates = field(default_factory=ConnectionRates)
     denied: DeniedClients = field(default_factory=DeniedClients)
+    silent: SilentProxies = field(default_factory=SilentProxies)
 
     @property
     def are_clients_limited(self) -> bool:

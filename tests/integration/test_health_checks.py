@@ -169,6 +169,19 @@ def test_a_tcp_check_does_not_notice_a_dead_backend(
         assert haproxy.server_state("mx")["status"] == "UP"
 
 
+def test_a_forgotten_send_proxy_is_in_the_log(site: Site, shim: Shim) -> None:
+    """HAProxy says no more than that no greeting came in time."""
+    lines = (SMTPCHK, "timeout check 700ms")
+    mark = shim.lines.mark()
+    with haproxy_that_checks(
+        site, Check(FRAIL, "", lines), f"{MAIL}:{FRAIL}"
+    ) as haproxy:
+        haproxy.lines.wait_for("Layer7 timeout")
+        warning = shim.wait_event("proxy_silent", since=mark, listener="frail")
+    assert warning["peer"].startswith(f"{PROXY}:")
+    assert warning["level"] == "warning"
+
+
 @pytest.mark.usefixtures("shim")
 def test_a_client_of_a_dead_backend_gets_a_421(site: Site) -> None:
     with Conversation.open(site.client, (MAIL, FRAIL), CLIENT) as talk:
