@@ -109,6 +109,8 @@ class Metrics(Collector):
         self.octets: Counter[str] = Counter()  # relayed, by direction
         self.messages_accepted = 0
         self.sessions_open = 0
+        self.session_limit = 0  # how many may be open
+        self._last_reload = 1, self._started  # 1 if it was adopted, and when
         self.backend_failures: Counter[str] = Counter()  # reason
         self.greeting_s = Histogram(GREETING_BOUNDS_S)
         self.session_s = Histogram(SESSION_BOUNDS_S)
@@ -179,6 +181,22 @@ class Metrics(Collector):
         yield GaugeMetricFamily(
             "proxyshim_sessions_open", "Sessions open now.", value=self.sessions_open
         )
+        yield GaugeMetricFamily(
+            "proxyshim_session_limit",
+            "How many sessions may be open.",
+            value=self.session_limit,
+        )
+        succeeded, at = self._last_reload
+        yield GaugeMetricFamily(
+            "proxyshim_config_last_reload_successful",
+            "1 if the configuration that was read last is in force, else 0.",
+            value=succeeded,
+        )
+        yield GaugeMetricFamily(
+            "proxyshim_config_last_reload_timestamp_seconds",
+            "When the configuration was read last, in Unix time.",
+            value=at,
+        )
         yield _counter(
             "proxyshim_backend_failures",
             "Sessions and commands that failed at the backend, by reason.",
@@ -234,6 +252,18 @@ class Metrics(Collector):
     def note_denylist(self, listener: str, entries: int) -> None:
         """Record how many clients or networks a listener denies."""
         self._denylists[listener] = entries
+
+    def note_reload(self, *, succeeded: bool) -> None:
+        """Record that the configuration was read again just now."""
+        self._last_reload = int(succeeded), time.time()
+
+    def listed(self) -> dict[str, int]:
+        """Return the number of entries in each listener's list of proxies."""
+        return {name: size for name, (size, _) in self._allowlists.items()}
+
+    def denied(self) -> dict[str, int]:
+        """Return how many clients or networks each listener denies."""
+        return dict(self._denylists)
 
     def _allowlist_metrics(self) -> Iterator[Metric]:
         entries = GaugeMetricFamily(

@@ -282,10 +282,14 @@ class Limiter:
         self.rates = ConnectionRates()
         self._lingering: set[asyncio.Task[None]] = set()
 
-    def adopt(self, limits: Limits) -> None:
-        """Apply *limits* to connections that come from now on."""
+    def adopt(self, limits: Limits) -> int:
+        """Apply *limits* to connections that come from now on.
+
+        Returns how many sessions may be open.
+        """
         self._max_sessions = _effective_session_limit(limits.sessions)
         self.rates.adopt(limits.connections_per_s, limits.connections_per_client_per_s)
+        return self._max_sessions
 
     def admit(self, listener: str, sock: socket.socket, peer: Endpoint | None) -> None:
         """Start a session for an accepted connection, or answer that there are too many."""

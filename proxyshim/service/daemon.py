@@ -187,7 +187,7 @@ class Daemon:
         number = self._server.sessions_open
         if self._stop.is_set() or self._handed_over:
             return f"STATUS=Draining, {number} sessions left"
-        return f"STATUS=Serving, {number} sessions"
+        return f"STATUS={self._server.overview.status()}"
 
     # SIGHUP.
 
@@ -219,8 +219,10 @@ class Daemon:
             config = await call_in_thread(load, self._config.path)
             await self._server.reload(config)
         except ConfigError as error:
+            self._server.overview.note_reload(str(error))
             self._log.error("config_rejected", detail=str(error))
         except Exception as error:  # noqa: BLE001 - a reload must not end without a word
+            self._server.overview.note_reload(repr(error))
             self._log.error("config_rejected", detail=repr(error), exc_info=True)
 
     # SIGUSR2.

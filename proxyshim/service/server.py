@@ -33,6 +33,7 @@ from proxyshim.service.defects import Defects
 from proxyshim.service.denylists import Denylists
 from proxyshim.service.http import HttpServer, Pages
 from proxyshim.service.known_labels import KNOWN_LABELS
+from proxyshim.service.overview import Overview
 from proxyshim.service.ports import Ports
 from proxyshim.service.sandbox import report_forbidden
 from proxyshim.service.sockets import SocketSource
@@ -76,6 +77,7 @@ class Server:
         self._shared: dict[str, Shared] = {}
         self._sessions: set[Session] = set()
         self._all_ended: asyncio.Future[None] | None = None  # set while someone waits
+        self.overview = Overview(self.metrics, self._sessions, self._log)
         self._session_numbers = count(1)
         self._run_id = os.urandom(3).hex()
         self._is_closed = True  # nothing is open
@@ -190,7 +192,8 @@ class Server:
             self.metrics.note_allowlist(name, len(listener.allowlist))
             used = listener.tls.certificates if listener.tls is not None else ()
             self.metrics.note_tls(name, {each.path: each.expires_at for each in used})
-        self._limiter.adopt(config.limits)
+        effective = self._limiter.adopt(config.limits)
+        self.overview.note_limit(config.limits.sessions, effective)
 
     async def reload(self, config: Config) -> None:
         """Apply what can change at run time; open sessions keep their configuration."""
@@ -198,7 +201,8 @@ class Server:
         await self._adopt(config)
         if keys := _keys_needing_restart(self._config, config):
             self._log.warning("restart_needed", keys=keys)
-        self._log.info("config_reloaded")
+        self.overview.note_reload()
+        self._log.info("config_reloaded", **self.overview.facts())
 
     def listening(self, listener: str) -> list[str]:
         """Return the addresses that a listener is bound to, as ``address:port``."""
@@ -235,7 +239,7 @@ class Server:
         self._agent_checks.note_start()
         self._accept()
         self._do_housekeeping()
-        self._log.info("service_ready")
+        self._log.info("service_ready", **self.overview.facts())
 
     def _accept(self) -> None:
         """Accept connections from now on, or again."""

@@ -175,6 +175,9 @@ TROUBLE: Final[Mapping[str, tuple[Mapping[str, str], ...]]] = {
     "ProxyshimClientFamilyRefused": (
         {refusals("client_family_refused"): from_minute_60(1)},
     ),
+    "ProxyshimConfigRejected": (
+        {"proxyshim_config_last_reload_successful": f"1x239 0x{SCRAPES - 240}"},
+    ),
     "ProxyshimGreetsLate": (
         # A tenth of the clients waits more than 5 s.
         {
@@ -200,12 +203,9 @@ CASES: Final = [
     for alert, all_changes in TROUBLE.items()
     for number, changes in enumerate(all_changes)
 ]
-# Alerts about counters: of those about something else, no single event is known.
-COUNTED: Final = [
-    case
-    for case in CASES
-    if case.values[0] not in ("ProxyshimDown", "ProxyshimGreetsLate")
-]
+# Those about counters.
+NOT_COUNTED: Final = ("ProxyshimDown", "ProxyshimConfigRejected", "ProxyshimGreetsLate")
+COUNTED: Final = [case for case in CASES if case.values[0] not in NOT_COUNTED]
 
 
 def test_prometheus_accepts_the_rules() -> None:
@@ -257,6 +257,17 @@ def test_a_short_restart_is_not_down(tmp_path: Path) -> None:
     assert not any(
         is_firing(tmp_path, "ProxyshimDown", changes, minute) for minute in (60, 61, 62)
     )
+
+
+def test_a_reload_that_works_and_a_restart_end_the_alert_about_a_refused_one(
+    tmp_path: Path,
+) -> None:
+    series = "proxyshim_config_last_reload_successful"
+    changes = {series: f"0x239 1x{SCRAPES - 240}"}
+    assert is_firing(tmp_path, "ProxyshimConfigRejected", changes, 58)
+    assert not is_firing(tmp_path, "ProxyshimConfigRejected", changes, 62)
+    restart = {series: f"0x239 _x2 1x{SCRAPES - 242}"}
+    assert not is_firing(tmp_path, "ProxyshimConfigRejected", restart, 62)
 
 
 def test_a_slow_greeting_now_and_then_is_not_late(tmp_path: Path) -> None:

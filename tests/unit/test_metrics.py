@@ -144,6 +144,23 @@ def test_the_size_and_the_read_time_of_an_allowlist_are_exposed(
     assert value(metrics, name, listener="mx") == 1_700_000_060.0
 
 
+def test_the_last_reload_and_the_limit_are_exposed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 1_700_000_000.5)
+    metrics = Metrics()
+    succeeded = "proxyshim_config_last_reload_successful"
+    at = "proxyshim_config_last_reload_timestamp_seconds"
+    assert (value(metrics, succeeded), value(metrics, at)) == (1, 1_700_000_000.5)
+    monkeypatch.setattr("time.time", lambda: 1_700_000_060.0)
+    metrics.note_reload(succeeded=False)
+    assert (value(metrics, succeeded), value(metrics, at)) == (0, 1_700_000_060.0)
+    metrics.note_reload(succeeded=True)
+    assert value(metrics, succeeded) == 1
+    metrics.session_limit = 500
+    assert value(metrics, "proxyshim_session_limit") == 500
+
+
 def test_build_info_has_the_versions() -> None:
     [sample] = families(Metrics())["proxyshim_build_info"].samples
     assert sample.labels["version"] == proxyshim.__version__

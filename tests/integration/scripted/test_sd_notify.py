@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import sys
 import time
@@ -15,7 +16,12 @@ import pytest
 from tests.integration.scripted.manager import Manager, listening_manager
 from tests.integration.scripted.mta import Backend
 from tests.integration.scripted.process import Process
-from tests.integration.scripted.shim import STRANGER, connect, write_config
+from tests.integration.scripted.shim import (
+    LISTED,
+    STRANGER,
+    connect,
+    write_config,
+)
 from tests.integration.scripted.test_process import configure, listener, open_session
 from tests.integration.scripted.test_relay import QUEUED, begin_content
 from tests.integration.scripted.wire import LIMIT_S
@@ -46,7 +52,11 @@ def test_ready_is_sent_when_the_shim_serves(
 ) -> None:
     with start(tmp_path, backend, manager) as shim:
         message = manager.wait_for("READY")
-        assert message == {"READY": "1", "STATUS": "Serving, 0 sessions"}
+        assert message["READY"] == "1"
+        assert re.fullmatch(
+            r"Serving, 0 sessions of at most \d+; proxies listed: 1 for mx",
+            message["STATUS"],
+        )
         assert manager.messages == [message]  # it is the first message
         with connect(shim.address, STRANGER), backend.accept() as mta:
             mta.introduce()
@@ -105,6 +115,46 @@ def test_a_reload_is_reported_at_its_beginning_and_end(
         assert len(shim.events(event)) == 1
 
 
+def test_the_status_shows_how_the_last_reload_went(
+    tmp_path: Path, backend: Backend, manager: Manager
+) -> None:
+    def status_after_reload() -> str:
+        shim.signal(signal.SIGHUP)
+        manager.wait_for("RELOADING")
+        return manager.wait_for("READY")["STATUS"]
+
+    at = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
+    hosts = tmp_path / "haproxy_hosts"
+    with start(tmp_path, backend, manager) as shim:
+        manager.wait_for("READY")
+        hosts.write_text(f"{LISTED}\n192.0.2.0/24\n")
+        good = status_after_reload()
+        assert re.search(f"; proxies listed: 2 for mx; reloaded at {at}$", good)
+        hosts.write_text("everybody\n")
+        bad = status_after_reload()
+        assert bad.startswith("Serving, 0 sessions of at most ")
+        assert re.search(
+            f"2 for mx; RELOAD REJECTED at {at}, nothing changed: .*everybody", bad
+        )
+        hosts.write_text(f"{LISTED}\n")
+        assert "REJECTED" not in status_after_reload()
+
+
+def test_the_log_shows_what_is_served_with(tmp_path: Path, backend: Backend) -> None:
+    with Process(configure(tmp_path, backend)) as shim:
+        (ready,) = shim.events("service_ready")
+        assert (ready["proxies"], ready["denied"], ready["sessions"]) == (
+            {"mx": 1},
+            {"mx": 0},
+            0,
+        )
+        (tmp_path / "haproxy_hosts").write_text(f"{LISTED}\n192.0.2.0/24\n")
+        shim.signal(signal.SIGHUP)
+        reloaded = shim.wait_event("config_reloaded")
+        assert reloaded["proxies"] == {"mx": 2}
+        assert reloaded["session_limit"] == ready["session_limit"] > 1
+
+
 # Stopping.
 
 
@@ -115,7 +165,7 @@ def test_stopping_is_reported_with_the_sessions_left(
         shim = cleanup.enter_context(start(tmp_path, backend, manager, **WATCHDOG))
         client, mta = open_session(shim, backend, cleanup)
         begin_content(client, mta)
-        manager.wait(lambda m: m.get("STATUS") == "Serving, 1 sessions")
+        manager.wait(lambda m: m.get("STATUS", "").startswith("Serving, 1 sessions"))
         shim.signal(signal.SIGTERM)
         message = manager.wait_for("STOPPING")
         assert message == {"STOPPING": "1", "STATUS": "Draining, 1 sessions left"}
