@@ -257,7 +257,8 @@ def test_a_broken_reload_changes_nothing_and_is_an_error(
 ) -> None:
     before = running.pid
     running.configure("[[listener]]\n")
-    running.systemctl("reload", "proxyshim.service")
+    answer = running.machine.ask("systemctl", "reload", "proxyshim.service")
+    assert answer.status != 0
     running.journal.wait_event("config_rejected")
     (entry,) = (
         each
@@ -269,6 +270,25 @@ def test_a_broken_reload_changes_nothing_and_is_an_error(
         client.send_message("<after-a-broken-reload@test>")
         assert client.reply().code == 250
     assert running.pid == before
+    state = running.state("ActiveState", "StatusText")
+    assert state["ActiveState"] == "active"
+    assert "RELOAD REJECTED" in state["StatusText"]
+    assert "proxyshim.toml: listener" in state["StatusText"]
+
+
+def test_a_reload_of_a_list_that_the_service_may_not_read_fails(
+    running: Service,
+) -> None:
+    """As root, the same check would see nothing wrong."""
+    running.machine.run("chmod", "600", "/etc/proxyshim/haproxy_hosts")
+    try:
+        answer = running.machine.ask("systemctl", "reload", "proxyshim.service")
+        assert answer.status != 0
+        running.machine.run("proxyshim", "check", "--fast")
+    finally:
+        running.machine.run("chmod", "644", "/etc/proxyshim/haproxy_hosts")
+    running.systemctl("reload", "proxyshim.service")
+    running.journal.wait_event("config_reloaded")
 
 
 # Restart and stop
@@ -711,6 +731,8 @@ def test_the_configuration_may_be_readable_by_root_only(
     service.start()
     with world.greeted() as client:
         assert client.ask("QUIT").code == 221
+    service.systemctl("reload", "proxyshim.service")
+    service.journal.wait_event("config_reloaded")
 
 
 def test_the_service_binds_its_ports_itself_without_a_socket_unit(
