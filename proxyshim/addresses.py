@@ -66,7 +66,8 @@ class SocketName:
     """Where to listen or connect, as the configuration writes it.
 
     It is one of three things: the *path* of a unix socket; a *host* (an address or a name) and
-    a *port*, 0 to 65535; or the FileDescriptorName of a systemd socket unit, as *descriptor*.
+    a *port*, 0 to 65535; or the FileDescriptorName of a systemd socket unit, as *descriptor*,
+    where a *port* means the unit's sockets with that port only.
     """
 
     path: str = ""
@@ -79,7 +80,8 @@ class SocketName:
         if self.path:
             return f"unix:{self.path}"
         if self.descriptor:
-            return f"systemd:{self.descriptor}"
+            port = f":{self.port}" if self.port else ""
+            return f"systemd:{self.descriptor}{port}"
         return (
             f"[{self.host}]:{self.port}"
             if ":" in self.host
@@ -87,11 +89,12 @@ class SocketName:
         )
 
 
+_UNIT_AND_PORT = re.compile(r"([^:]+)(?::([1-9][0-9]{0,4}))?")
 _HOST_AND_PORT = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]+)):(0|[1-9][0-9]{0,4})")
 
 
 def read_socket_name(text: str) -> SocketName:
-    """Read ``unix:/path``, ``systemd:NAME``, ``host:port`` or ``[v6]:port``.
+    """Read ``unix:/path``, ``systemd:NAME[:port]``, ``host:port`` or ``[v6]:port``.
 
     Raises ValueError, whose text names what was expected.
     """
@@ -101,11 +104,13 @@ def read_socket_name(text: str) -> SocketName:
             raise ValueError("expected an absolute path after unix:")
         return SocketName(path=rest)
     if scheme == "systemd":
-        if not rest:
+        unit = _UNIT_AND_PORT.fullmatch(rest)
+        if unit is None or int(unit[2] or 1) > 65535:
             raise ValueError(
-                "expected a socket unit's FileDescriptorName after systemd:"
+                "expected a socket unit's FileDescriptorName after systemd:, and perhaps"
+                " :port after that"
             )
-        return SocketName(descriptor=rest)
+        return SocketName(descriptor=unit[1], port=int(unit[2] or 0))
     found = _HOST_AND_PORT.fullmatch(text)
     if found is None or int(found[3]) > 65535:
         raise ValueError('expected "address:port", "[v6 address]:port" or "unix:/path"')

@@ -116,6 +116,7 @@ class Metrics(Collector):
         self.session_s = Histogram(SESSION_BOUNDS_S)
         self._allowlists: dict[str, tuple[int, float]] = {}  # by listener
         self._denylists: dict[str, int] = {}  # entries, by listener
+        self._listeners: dict[str, bool] = {}  # by name: is it open?
         self.name_results: Counter[str] = Counter()  # result
         self.name_lookups_in_flight = 0
         self.name_lookup_s = Histogram(LOOKUP_BOUNDS_S)
@@ -257,6 +258,14 @@ class Metrics(Collector):
         """Record that the configuration was read again just now."""
         self._last_reload = int(succeeded), time.time()
 
+    def note_listener(self, listener: str, is_open: bool) -> None:
+        """Record whether the sockets of a listener are open."""
+        self._listeners[listener] = is_open
+
+    def closed_listeners(self) -> list[str]:
+        """Return the listeners that could not be opened."""
+        return [name for name, is_open in self._listeners.items() if not is_open]
+
     def listed(self) -> dict[str, int]:
         """Return the number of entries in each listener's list of proxies."""
         return {name: size for name, (size, _) in self._allowlists.items()}
@@ -289,6 +298,14 @@ class Metrics(Collector):
         for listener, number in list(self._denylists.items()):
             denied.add_metric([listener], number)
         yield denied
+        is_open = GaugeMetricFamily(
+            "proxyshim_listener_open",
+            "1 if the sockets of a listener are open, else 0.",
+            labels=["listener"],
+        )
+        for listener, value in list(self._listeners.items()):
+            is_open.add_metric([listener], int(value))
+        yield is_open
 
     def _name_metrics(self) -> Iterator[Metric]:
         yield _counter(

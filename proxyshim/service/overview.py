@@ -58,10 +58,12 @@ class Overview:
     def status(self) -> str:
         """Return the line that ``systemctl status`` shows."""
         denied = {name: size for name, size in self._metrics.denied().items() if size}
+        closed = ", ".join(self._metrics.closed_listeners())
         return (
             f"Serving, {len(self._sessions)} sessions of at most"
             f" {self._metrics.session_limit}"
             f"; proxies listed: {_by_listener(self._metrics.listed())}"
+            + (f"; NOT OPEN, see bind_failed in the log: {closed}" if closed else "")
             + (f"; denied: {_by_listener(denied)}" if denied else "")
             + self._last_reload
         )

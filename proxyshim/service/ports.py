@@ -6,7 +6,7 @@ a ``BoundedAcceptor``, and the metrics an ``HttpServer``.
 
 import asyncio
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from proxyshim.config import Config
 from proxyshim.service.acceptor import Acceptor
 from proxyshim.service.bounded_acceptor import BoundedAcceptor
 from proxyshim.service.http import HttpServer
-from proxyshim.service.opening import OptionalSocket, UseSockets, Wanted, open_all
+from proxyshim.service.opening import Opening, OptionalSocket, UseSockets, Wanted
 from proxyshim.service.sockets import ListeningSocket, SocketSource
 
 
@@ -23,9 +23,19 @@ class Ports:
     """Opens, pauses and closes the sockets; what accepts on them is given."""
 
     def __init__(
-        self, smtp: Acceptor, agent: BoundedAcceptor, metrics: HttpServer, log: Any
+        self,
+        smtp: Acceptor,
+        agent: BoundedAcceptor,
+        metrics: HttpServer,
+        log: Any,
+        note_open: Callable[[str, bool], None],
     ) -> None:
-        """Use these to accept; nothing is open before ``open``."""
+        """Use these to accept; nothing is open before ``open``.
+
+        *note_open* is called with the name of each listener, and whether it is open.
+        """
+        self._note_open = note_open
+        self._mail: Opening | None = None
         self._smtp = smtp
         self._agent = agent
         self._metrics = metrics
@@ -41,26 +51,23 @@ class Ports:
     async def open(self, config: Config, source: SocketSource, *, waits: bool) -> None:
         """Open what *config* names; if it *waits*, try for ``bind_timeout_s``.
 
-        Raises ConfigError if a listener's *bind* cannot be opened.
+        Raises ConfigError if no listener can be opened; unless it *waits*, if one cannot.
         """
-        binds = [
-            (
+        wanted = [
+            Wanted(
+                f"listener {listener.settings.name}: bind",
+                bind,
+                int(listener.settings.unix_mode, 8),
+                listener.settings.bind_timeout_s if waits else 0.0,
                 listener.settings.name,
-                Wanted(
-                    f"listener {listener.settings.name}: bind",
-                    bind,
-                    int(listener.settings.unix_mode, 8),
-                    listener.settings.bind_timeout_s if waits else 0.0,
-                ),
             )
             for listener in config.listeners
             for bind in listener.binds
         ]
-        found = await open_all(source, [wanted for _, wanted in binds], self._log)
-        for (name, _), listening in zip(binds, found, strict=True):
-            for each in listening:
-                self._smtp.add(name, each)
-                self._log.info("listener_opened", listener=name, address=each.address)
+        self._mail = mail = Opening(source, wanted, self._log)
+        await mail.open(needs_all=not waits)
+        for listener in config.listeners:
+            self._take_mail_on(mail, listener.settings.name)
         for listener in config.listeners:
             if listener.agent_bind is not None:
                 name, mode = listener.settings.name, int(listener.settings.unix_mode, 8)
@@ -75,6 +82,15 @@ class Ports:
             await self._open_optional(
                 source, Wanted("metrics.bind", bind, 0o600), self._show_metrics_on
             )
+
+    def _take_mail_on(self, mail: Opening, listener: str) -> None:
+        """Accept clients of a *listener*, unless it could not be opened."""
+        for each in mail.of(listener):
+            self._smtp.add(listener, each)
+            self._log.info("listener_opened", listener=listener, address=each.address)
+        self._note_open(listener, listener not in mail.failing)
+        if self._is_serving:
+            self._smtp.resume()
 
     async def _open_optional(
         self, source: SocketSource, wanted: Wanted, use: UseSockets
@@ -100,7 +116,8 @@ class Ports:
     def sockets(self) -> dict[str, socket.socket]:
         """Return every socket by the key under which a successor looks it up."""
         found = [each for _, each in self._smtp.sockets + self._agent.sockets]
-        return {each.key: each.sock for each in found + self._metrics.sockets}
+        found += [*self._metrics.sockets, *self._incomplete()]
+        return {each.key: each.sock for each in found}
 
     def serve(self) -> None:
         """Accept connections from now on, or again."""
@@ -112,6 +129,9 @@ class Ports:
         self._opening = [
             loop.create_task(missing.open_later()) for missing in self._missing
         ]
+        if (mail := self._mail) is not None:
+            use = partial(self._take_mail_on, mail)
+            self._opening.append(loop.create_task(mail.open_later(use)))
 
     def hand_over(self) -> None:
         """Leave all new connections to a successor."""
@@ -143,6 +163,12 @@ class Ports:
         self._stop_serving()
         for each in self._all:
             self._release(each)
+        for listening in self._incomplete():
+            listening.close(leave_path=listening.inherited)
+
+    def _incomplete(self) -> Sequence[ListeningSocket]:
+        """Return the sockets of listeners that miss one, and so serve nobody."""
+        return () if self._mail is None else self._mail.incomplete()
 
     def _stop_serving(self) -> None:
         """Open nothing more, because nobody would serve it."""

@@ -123,6 +123,7 @@ class Server:
             self._agent_checks.acceptor,
             HttpServer(Pages(self.metrics), self.defects.note_from_thread),
             self._log,
+            self.metrics.note_listener,
         )
         self._is_closed = False
         try:

@@ -5,12 +5,13 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Final
 
 from proxyshim.addresses import SocketName, read_socket_address
-from proxyshim.errors import ConfigError, ShimError
+from proxyshim.errors import ShimError
 from proxyshim.service.off_loop import call_in_thread
 from proxyshim.service.systemd import passed_sockets
 from proxyshim.service.upgrade import inherited_sockets
@@ -81,17 +82,24 @@ class BindError(ShimError):
 
     *is_temporary* is True if that may change without a change of the configuration: the address is
     still tentative or on another host, the port is busy, the DNS does not answer.  *is_impossible*
-    is True if no socket of this kind can be opened at all.
+    is True if no socket of this kind can be opened at all, *is_contradiction* if the configuration
+    gives one address to two listeners: then nobody can know whose rules are meant.
     """
 
     def __init__(
-        self, detail: str, *, is_temporary: bool, is_impossible: bool = False
+        self,
+        detail: str,
+        *,
+        is_temporary: bool,
+        is_impossible: bool = False,
+        is_contradiction: bool = False,
     ) -> None:
         """Keep the *detail*, which names the cause."""
         super().__init__(detail)
         self.detail = detail
         self.is_temporary = is_temporary
         self.is_impossible = is_impossible
+        self.is_contradiction = is_contradiction
 
 
 class SocketSource:
@@ -101,6 +109,7 @@ class SocketSource:
         """Take over the sockets that a predecessor or systemd passed to this process."""
         self._inherited = inherited_sockets()
         self._passed = passed_sockets()
+        self._passed_names = _describe(self._passed)
         # Our own TCP sockets, with the configuration keys to which they belong.
         self._own: list[tuple[str, socket.socket]] = []
 
@@ -112,7 +121,7 @@ class SocketSource:
         New ones are bound, and ``ListeningSocket.listen`` makes them listen.  The result is empty
         if sockets of the same *owner* (the configuration key) have all its addresses.
 
-        Raises ConfigError, which names *owner*, *name* and the cause, and BindError.
+        Raises BindError.
         """
         key = f"{owner} {name}"
         socks: list[socket.socket]
@@ -120,7 +129,7 @@ class SocketSource:
             if inherited := self._find_inherited(key, name):
                 socks = [self._inherited.pop(each) for each in inherited]
             elif name.descriptor:
-                socks = self._take_passed(name.descriptor)
+                socks = self._take_passed(name)
             elif name.path:
                 socks = [_bind_unix(name.path, unix_mode)]
             else:
@@ -129,8 +138,6 @@ class SocketSource:
             raise BindError(str(error.strerror), is_temporary=True) from None
         except OSError as error:
             raise _bind_error(error) from None
-        except ValueError as error:
-            raise ConfigError(f"{owner} = {str(name)!r}: {error}") from None
         for sock in socks:
             if sock.family != socket.AF_UNIX:
                 _set_options(sock)
@@ -193,17 +200,32 @@ class SocketSource:
                     taken == address or ip_address(taken[0]).is_unspecified
                 ):
                     return True
-                raise BindError(f"already in use by {other}", is_temporary=False)
+                raise BindError(
+                    f"already in use by {other}",
+                    is_temporary=False,
+                    is_contradiction=True,
+                )
         return False
 
-    def _take_passed(self, name: str) -> list[socket.socket]:
-        """Take all sockets of that name; a unit with two ListenStream= lines passes two."""
-        if name not in self._passed:
-            known = ", ".join(sorted(self._passed)) or "none"
-            raise ValueError(
-                f"systemd passed no descriptor of that name (passed: {known})"
+    def _take_passed(self, name: SocketName) -> list[socket.socket]:
+        """Take all sockets of that name; a unit with two ListenStream= lines passes two.
+
+        Raises BindError if there is none.
+        """
+        socks = [
+            each
+            for each in self._passed.get(name.descriptor, ())
+            if not name.port or _port_of(each) == name.port
+        ]
+        if not socks:
+            raise BindError(
+                f"systemd passed no socket of that name (passed: {self._passed_names})",
+                is_temporary=False,
+                is_impossible=True,
             )
-        socks = self._passed.pop(name)
+        left = [each for each in self._passed.pop(name.descriptor) if each not in socks]
+        if left:
+            self._passed[name.descriptor] = left
         for sock in socks:
             sock.setblocking(False)
         return socks
@@ -218,6 +240,22 @@ class SocketSource:
             sock.close()
         self._passed, self._inherited = {}, {}
         return sorted(unused)
+
+
+def _describe(passed: Mapping[str, Sequence[socket.socket]]) -> str:
+    """Return the names of *passed* sockets, with their ports."""
+    described = []
+    for name, socks in sorted(passed.items()):
+        ports = sorted({port for sock in socks if (port := _port_of(sock))})
+        shown = ", ".join(map(str, ports))
+        described.append(f"{name} with port {shown}" if ports else name)
+    return "; ".join(described) or "none"
+
+
+def _port_of(sock: socket.socket) -> int:
+    """Return the port of a TCP socket; 0 for a unix socket."""
+    address = read_socket_address(sock.getsockname())
+    return address.port if address is not None else 0
 
 
 async def _resolve(name: SocketName) -> list[tuple[int, Any]]:

@@ -47,6 +47,7 @@ def shown_by_proxyshim() -> dict[str, str]:
     """Return each series of a process that has counted nothing, with its value for two hours."""
     metrics = Metrics(KNOWN_LABELS)
     metrics.note_allowlist("mx", 2)
+    metrics.note_listener("mx", is_open=True)
     registry = CollectorRegistry()
     registry.register(metrics)
     series = {}
@@ -175,6 +176,9 @@ TROUBLE: Final[Mapping[str, tuple[Mapping[str, str], ...]]] = {
     "ProxyshimClientFamilyRefused": (
         {refusals("client_family_refused"): from_minute_60(1)},
     ),
+    "ProxyshimListenerClosed": (
+        {'proxyshim_listener_open{listener="mx"}': f"1x239 0x{SCRAPES - 240}"},
+    ),
     "ProxyshimConfigRejected": (
         {"proxyshim_config_last_reload_successful": f"1x239 0x{SCRAPES - 240}"},
     ),
@@ -204,7 +208,12 @@ CASES: Final = [
     for number, changes in enumerate(all_changes)
 ]
 # Those about counters.
-NOT_COUNTED: Final = ("ProxyshimDown", "ProxyshimConfigRejected", "ProxyshimGreetsLate")
+NOT_COUNTED: Final = (
+    "ProxyshimDown",
+    "ProxyshimListenerClosed",
+    "ProxyshimConfigRejected",
+    "ProxyshimGreetsLate",
+)
 COUNTED: Final = [case for case in CASES if case.values[0] not in NOT_COUNTED]
 
 
@@ -268,6 +277,12 @@ def test_a_reload_that_works_and_a_restart_end_the_alert_about_a_refused_one(
     assert not is_firing(tmp_path, "ProxyshimConfigRejected", changes, 62)
     restart = {series: f"0x239 _x2 1x{SCRAPES - 242}"}
     assert not is_firing(tmp_path, "ProxyshimConfigRejected", restart, 62)
+
+
+def test_a_listener_that_opens_a_moment_later_is_no_emergency(tmp_path: Path) -> None:
+    changes = {'proxyshim_listener_open{listener="mx"}': f"0x5 1x{SCRAPES - 6}"}
+    for minute in (1, 2, 3):
+        assert not is_firing(tmp_path, "ProxyshimListenerClosed", changes, minute)
 
 
 def test_a_slow_greeting_now_and_then_is_not_late(tmp_path: Path) -> None:

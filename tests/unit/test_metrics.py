@@ -246,6 +246,7 @@ def filled() -> Metrics:
     ):
         counter["any"] += 1
     metrics.note_allowlist("mx", 1)
+    metrics.note_listener("mx", is_open=True)
     return metrics
 
 

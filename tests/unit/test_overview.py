@@ -39,6 +39,15 @@ def test_the_status_sums_up_many_listeners(metrics: Metrics) -> None:
     assert "; proxies listed: 29 for 10 listeners" in overview(metrics).status()
 
 
+def test_the_status_names_listeners_that_are_not_open(metrics: Metrics) -> None:
+    metrics.note_listener("mx", is_open=True)
+    assert "NOT OPEN" not in overview(metrics).status()
+    metrics.note_listener("submission", is_open=False)
+    assert (
+        "NOT OPEN, see bind_failed in the log: submission" in overview(metrics).status()
+    )
+
+
 def test_a_long_error_does_not_fill_the_status(metrics: Metrics) -> None:
     shown = overview(metrics)
     shown.note_reload("one\ntwo" + "x" * 5_000)
