@@ -1,6 +1,9 @@
 """``proxyshim check``: reports what would go wrong, and what to write to prevent it.
 
-- ``surroundings.py``  reads facts outside the configuration: the lines of lists, local users
+- ``surroundings.py``  reads facts outside the configuration: the lines of lists, local users, and
+                       with ``own_addresses.py``, ``master_cf.py`` and ``ports_in_use.py`` the
+                       host's addresses, Postfix's services, and who listens on which port
+- ``ports.py``         judges ports that two programs want, or that master.cf has twice
 - ``setup.py``         judges listeners, lists and claims; reads nothing itself
 - ``backends.py``      finds the backends to ask, and the clients in whose name to ask them
 - ``relaying.py``      asks a backend for whom it would relay, and judges the replies
@@ -23,6 +26,7 @@ from proxyshim.check.encryption import (
     judge_plaintext,
 )
 from proxyshim.check.names import ask_dns_servers, judge_dns_servers
+from proxyshim.check.ports import judge_ports
 from proxyshim.check.relaying import ask_to_relay, judge_relaying
 from proxyshim.check.setup import is_own_listener, judge_setup
 from proxyshim.check.surroundings import look_around
@@ -51,6 +55,8 @@ async def _examine(config: Config, reactor: Reactor, say: Callable[[str], None])
     for finding in judge_setup(config, surroundings):
         report(finding)
     for finding in judge_certificates(config):
+        report(finding)
+    for finding in judge_ports(config, surroundings):
         report(finding)
     for finding in judge_dns_servers(await ask_dns_servers(config)):
         report(finding)

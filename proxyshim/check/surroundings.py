@@ -1,4 +1,4 @@
-"""What ``check`` reads besides the configuration: the lists; users and addresses of this host."""
+"""What ``check`` reads besides the configuration: the lists, and facts about this host."""
 
 import pwd
 from dataclasses import dataclass
@@ -6,7 +6,9 @@ from typing import Final
 
 from proxyshim.addresses import Address
 from proxyshim.allowlist import ListEntry, read_entries
+from proxyshim.check.master_cf import InetService, read_inet_services
 from proxyshim.check.own_addresses import read_own_addresses
+from proxyshim.check.ports_in_use import Holder, read_holders
 from proxyshim.config import Config, read_text
 
 # Debian's UID_MIN and UID_MAX (login.defs): people, not services.
@@ -21,6 +23,8 @@ class Surroundings:
     lists: dict[str, tuple[ListEntry, ...]]
     users: tuple[str, ...]  # those that can log in
     addresses: tuple[Address, ...] = ()  # its own
+    services: tuple[InetService, ...] = ()  # of its Postfix
+    holders: tuple[Holder, ...] = ()  # of its TCP ports
 
 
 def look_around(config: Config) -> Surroundings:
@@ -30,7 +34,13 @@ def look_around(config: Config) -> Surroundings:
         if listener.settings.haproxy_hosts is not None:
             path = config.path.parent / listener.settings.haproxy_hosts
             lists[listener.settings.name] = read_entries(read_text(path), str(path))
-    return Surroundings(lists, _read_users(), read_own_addresses())
+    return Surroundings(
+        lists,
+        _read_users(),
+        read_own_addresses(),
+        read_inet_services(),
+        read_holders(),
+    )
 
 
 def _read_users() -> tuple[str, ...]:
