@@ -214,6 +214,11 @@ class TestStartedByItsFirstClient:
         assert "Seccomp:\t2" in status
         assert "Uid:\t0\t" not in status
 
+    def test_the_log_has_the_facility_of_mail(self, started: Service) -> None:
+        argv = ("journalctl", "--unit=proxyshim.service", "_COMM=proxyshim")
+        shown = started.machine.run(*argv, "--output=verbose", "--lines=1")
+        assert "SYSLOG_FACILITY=2" in shown
+
     def test_starting_the_service_logs_no_warning(self, started: Service) -> None:
         loud = [each for each in started.journal.entries() if each.priority <= WARNING]
         assert loud == []
@@ -740,19 +745,38 @@ def test_the_service_binds_its_ports_itself_without_a_socket_unit(
 ) -> None:
     config = CONFIG.replace('"systemd:smtp"', '["0.0.0.0:25", "[::]:25"]')
     service = install(config, bind=example("bind-port-25"))
-    service.systemctl("mask", "proxyshim.socket")
+    service.systemctl("start", "proxyshim.service")
+    state = world.machine.show("proxyshim.socket", "ActiveState")
+    assert state["ActiveState"] == "inactive"
+    for address, source in ((MAIL, CLIENT), (MAIL6, CLIENT6)):
+        with Client.greeted(world.client, (address, 25), source) as client:
+            assert client.ask("QUIT").code == 221
+    with world.load() as load:
+        load.wait_for_more(20)
+        upgraded(service)
+        load.wait_for_more(20)
+    assert all_well(load, world.mta)
+
+
+def test_the_units_can_be_enabled_with_and_without_the_socket(
+    install: Callable[..., Service], world: World
+) -> None:
+    service = install()
+    units = "/usr/local/lib/systemd/system"
+    both = ("proxyshim.socket", "proxyshim.service")
     try:
+        world.machine.run("mv", f"{units}/{both[0]}", "/tmp/")
+        service.systemctl("daemon-reload")
+        service.systemctl("enable", "proxyshim.service")
+        world.machine.run("mv", f"/tmp/{both[0]}", units)
+        service.systemctl("daemon-reload")
+        service.systemctl("enable", *both)
+        # The service starts its socket, and not the other way round.
         service.systemctl("start", "proxyshim.service")
-        for address, source in ((MAIL, CLIENT), (MAIL6, CLIENT6)):
-            with Client.greeted(world.client, (address, 25), source) as client:
-                assert client.ask("QUIT").code == 221
-        with world.load() as load:
-            load.wait_for_more(20)
-            upgraded(service)
-            load.wait_for_more(20)
-        assert all_well(load, world.mta)
+        with world.greeted() as client:
+            assert client.ask("QUIT").code == 221
     finally:
-        service.systemctl("unmask", "proxyshim.socket")
+        service.systemctl("disable", *both)
 
 
 @pytest.mark.parametrize(
@@ -814,6 +838,7 @@ def test_a_socket_that_the_sandbox_forbids_fails_the_start(
     install: Callable[..., Service],
 ) -> None:
     service = install(config, **drop_ins)
-    assert service.machine.ask("systemctl", "start", "proxyshim").status != 0
+    units = ("proxyshim.socket", "proxyshim.service")
+    assert service.machine.ask("systemctl", "start", *units).status != 0
     line = service.journal.lines.wait_for(words).string
     assert read_entry(line).priority == ERROR
