@@ -33,8 +33,9 @@ GREETING_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0, 30
 # From accept to close.  The range covers probes and clients that keep their connection open.
 SESSION_BOUNDS_S: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0)
 
-# Why a TLS handshake fails (net/tls_engine.py).
-TLS_FAILURES: Final = (
+# What a TLS handshake comes to (net/tls_engine.py).
+TLS_RESULTS: Final = (
+    "ok",
     "timeout",
     "closed",
     "not_tls",
@@ -239,16 +240,9 @@ class Metrics(Collector):
         self._allowlists[listener] = entries, time.time()
 
     def note_tls(self, listener: str, expiry: Mapping[str, float]) -> None:
-        """Record when the certificates of a listener expire, by file; begin to count at 0."""
-        others = {
-            key: at for key, at in self.certificates.items() if key[0] != listener
-        }
-        self.certificates = others | {
-            (listener, path): at for path, at in expiry.items()
-        }
-        if expiry:
-            for result in ("ok", *TLS_FAILURES):
-                self.tls_handshakes[listener, result] += 0
+        """Record when the certificates of a listener expire, by file."""
+        kept = {k: at for k, at in self.certificates.items() if k[0] != listener}
+        self.certificates = kept | {(listener, p): at for p, at in expiry.items()}
 
     def note_denylist(self, listener: str, entries: int) -> None:
         """Record how many clients or networks a listener denies."""
@@ -349,6 +343,7 @@ class Metrics(Collector):
             "TLS handshakes of clients, by result: ok, or why they failed.",
             ["listener", "result"],
             self.tls_handshakes,
+            product({name for name, _ in self.certificates}, TLS_RESULTS),
         )
         expiry = GaugeMetricFamily(
             "proxyshim_tls_certificate_expiry_timestamp_seconds",

@@ -35,7 +35,7 @@ _CAUSES: Final = {
 
 
 class HandshakeFailed(Exception):  # noqa: N818
-    """The client has not completed a handshake; *cause* is one of ``metrics.TLS_FAILURES``."""
+    """The client has not completed a handshake; *cause* is one of ``metrics.TLS_RESULTS``."""
 
     def __init__(self, cause: str, detail: str) -> None:
         """Keep what to count and what to log."""

@@ -9,8 +9,8 @@ import time
 from typing import Final
 
 from proxyshim.limits import client_key
-from proxyshim.session.ending import Reports
 from proxyshim.session.record import SessionRecord
+from proxyshim.session.reports import Reports
 from proxyshim.throttle import About
 
 # A peer that stays for so long without sending anything waits for a greeting.
