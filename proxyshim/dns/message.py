@@ -15,7 +15,7 @@ from typing import Final
 from dns.exception import DNSException
 from dns.flags import TC
 from dns.message import QueryMessage, from_wire, make_query
-from dns.name import Name
+from dns.name import Name, from_wire_parser
 from dns.rcode import NOERROR, Rcode
 from dns.rdataclass import IN
 from dns.rdatatype import AAAA, CNAME, PTR, A, RdataType
@@ -100,20 +100,20 @@ def read_answer(data: bytes, query: QueryMessage) -> Answer | None:
 def _read_records(parser: "_BoundedParser", count: int, code: Rcode) -> Answer:
     """Read *count* records.  As for glibc, a CNAME counts for the records after it."""
     parser.seek(_HEADER.size)
-    chain = {_key(parser.get_name(decompress=True))}
+    chain = {_key(from_wire_parser(parser))}
     asked, _ = parser.get_struct("!HH")
     addresses: list[bytes] = []
     name: Name | None = None
     ttls: list[int] = []
     for _ in range(count):
-        owner = parser.get_name(decompress=True)
+        owner = from_wire_parser(parser)
         kind, family, ttl, length = parser.get_struct(_RECORD)
         if family != IN or kind not in (asked, CNAME) or _key(owner) not in chain:
             parser.get_bytes(length)
             continue
         if kind == CNAME or (kind == PTR and name is None):
             with parser.restrict_to(length):
-                target = parser.get_name(decompress=True)
+                target = from_wire_parser(parser)
             if kind == CNAME:
                 chain.add(_key(target))
             else:

@@ -12,7 +12,7 @@ from dns.rdataclass import IN
 from dns.rdatatype import AAAA, PTR, A, RdataType
 from dns.reversename import from_address
 from dns.rrset import from_rdata
-from dns.wirebase import Parser
+from dns.wire import Parser
 from hypothesis import given
 from hypothesis import strategies as st
 
