@@ -8,8 +8,11 @@ import pytest
 # Program -> the Debian package that contains it.
 PACKAGES = {
     "dovecot": "dovecot-core",
+    "go-md2man": "go-md2man",
     "haproxy": "haproxy",
     "ip": "iproute2",
+    "lexgrog": "man-db",
+    "man": "man-db",
     "nsenter": "util-linux",
     "openssl": "openssl",
     "postfix": "postfix",
