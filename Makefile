@@ -6,7 +6,7 @@ VENV = .venv/.made-from-the-lock
 # Most tests wait rather than compute.  A file's tests stay together, because they share fixtures.
 PARALLEL = -n 2 --dist loadfile
 
-.PHONY: help demo run quick test matrix bench hostile lint lock clean
+.PHONY: help demo run quick test matrix bench hostile lint lock deb clean
 
 help:
 	@echo "make demo   play four conversations through proxyshim and an embedded mail server"
@@ -16,6 +16,7 @@ help:
 	@echo "make matrix test each mail server of docs/how-to/conveyance.md with each conveyance"
 	@echo "make bench  compare proxyshim with nginx and HAProxy (BENCH_ARGS=--quick, --help)"
 	@echo "make hostile  what one hostile client can cost: time, memory, and a stall for others"
+	@echo "make deb    build the Debian package for this release in dist/"
 	@echo "make lint   ruff, mypy, and systemd's check of the unit"
 	@echo "make lock   pin the newest versions in requirements/*.txt"
 	@echo "make clean  remove everything that the other targets made"
@@ -54,6 +55,9 @@ lint: $(VENV)
 	@.venv/bin/mypy --no-error-summary
 	@tools/verify-unit systemd/proxyshim.service systemd/proxyshim.socket systemd/proxyshim-routes.service
 	@echo "lint: passed"
+
+deb:
+	@tools/make-deb
 
 lock:
 	@tools/lock
