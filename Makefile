@@ -6,7 +6,7 @@ VENV = .venv/.made-from-the-lock
 # Most tests wait rather than compute.  A file's tests stay together, because they share fixtures.
 PARALLEL = -n 2 --dist loadfile
 
-.PHONY: help demo run quick test matrix bench hostile lint lock deb clean
+.PHONY: help demo run quick test matrix bench hostile lint lock deb package-test clean
 
 help:
 	@echo "make demo   play four conversations through proxyshim and an embedded mail server"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench  compare proxyshim with nginx and HAProxy (BENCH_ARGS=--quick, --help)"
 	@echo "make hostile  what one hostile client can cost: time, memory, and a stall for others"
 	@echo "make deb    build the Debian package for this release in dist/"
+	@echo "make package-test  build it for Debian 12 and 13, and test it there under systemd"
 	@echo "make lint   ruff, mypy, and systemd's check of the unit"
 	@echo "make lock   pin the newest versions in requirements/*.txt"
 	@echo "make clean  remove everything that the other targets made"
@@ -58,6 +59,13 @@ lint: $(VENV)
 
 deb:
 	@tools/make-deb
+
+# The first run makes the systems, which takes minutes in one test.
+package-test: $(VENV)
+	@tools/install-test-packages
+	@tools/apt-install debootstrap
+	@.venv/bin/pytest -n 2 --dist loadgroup --timeout 1500 -o faulthandler_timeout=1800 \
+	    tests/packages $(PYTEST_ARGS)
 
 lock:
 	@tools/lock

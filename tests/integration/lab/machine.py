@@ -1,9 +1,10 @@
 """A machine: a real systemd as PID 1, in a container that is a copy of this system.
 
 systemd-nspawn boots an overlay of this system's own ``/``: the machine has the same
-packages, and its changes disappear with it.  It runs in the network namespace of a host of
-the lab (netns.py), so that the other hosts reach it, and that host's loopback is the
-machine's loopback.
+packages, and its changes disappear with it.  (Or it is a copy of another root: the tests of
+the Debian package use that.)  It runs in the network namespace of a host of the lab
+(netns.py), so that the other hosts reach it, and that host's loopback is the machine's
+loopback.
 
 It boots in under two seconds, and several can run at once.  It has no cgroup controllers,
 so MemoryMax=, TasksMax= and CPUQuota= have no effect in it, and LimitNOFILE= cannot exceed
@@ -61,7 +62,7 @@ cat >upper/etc/systemd/journald.conf.d/lab.conf <<END
 Storage=volatile
 RateLimitIntervalSec=0
 END
-mount -t overlay -o lowerdir=/,upperdir=$PWD/upper,workdir=$PWD/work overlay root
+mount -t overlay -o lowerdir={lower},upperdir=$PWD/upper,workdir=$PWD/work overlay root
 exec {nspawn}
 """
 # Units that would change the kernel that the container shares with us, or are not needed.
@@ -130,8 +131,11 @@ _numbers = count(1)
 class Machine(Program):
     """A booted machine; its console output is in ``lines``."""
 
-    def __init__(self, host: Host, directory: Path) -> None:
-        """Boot it on *host*.  Only the machine itself sees its mounts in *directory*."""
+    def __init__(self, host: Host, directory: Path, root: Path | None = None) -> None:
+        """Boot it on *host*.  Only the machine itself sees its mounts in *directory*.
+
+        *root* is another system to copy, without our Python and what belongs to it.
+        """
         need_root()
         nspawn = find_program("systemd-nspawn")
         self.host = host
@@ -142,11 +146,13 @@ class Machine(Program):
         self.shared.mkdir()
         self.shared.chmod(0o755)
         self._groups = [parent / name for parent in _cgroup_hierarchies()]
+        self._binds = _BINDS if root is None else {}
         self._leader = 0
         self._machine_sweeper: subprocess.Popen[bytes] | None = None
         script = _BOOT.format(
             groups=shlex.join(map(str, self._groups)),
             place=shlex.quote(str(place)),
+            lower=shlex.quote(str(root or "/")),
             nspawn=shlex.join([nspawn, *self._nspawn_options(place / "root")]),
         )
         notify = str(directory / f"{name}.notify")
@@ -192,7 +198,7 @@ class Machine(Program):
             "--notify-ready=yes",
             "--resolv-conf=off",
             f"--bind={self.shared}:{SHARED}",
-            *(f"--bind-ro={source}:{target}" for target, source in _BINDS.items()),
+            *(f"--bind-ro={source}:{target}" for target, source in self._binds.items()),
             "--",
             "systemd.unit=basic.target",  # start none of the installed daemons
             *(f"systemd.mask={unit}" for unit in _MASKED),

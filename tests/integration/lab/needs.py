@@ -7,6 +7,7 @@ import pytest
 
 # Program -> the Debian package that contains it.
 PACKAGES = {
+    "debootstrap": "debootstrap",
     "dovecot": "dovecot-core",
     "go-md2man": "go-md2man",
     "haproxy": "haproxy",
