@@ -64,7 +64,7 @@ deb:
 package-test: $(VENV)
 	@tools/install-test-packages
 	@tools/apt-install debootstrap
-	@.venv/bin/pytest -n 2 --dist loadgroup --timeout 1500 -o faulthandler_timeout=1800 \
+	@.venv/bin/pytest -n 2 --dist loadscope --timeout 1500 -o faulthandler_timeout=1800 \
 	    tests/packages $(PYTEST_ARGS)
 
 lock:

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from tests.integration.lab.machine import SHARED
 from tests.packages.release import DEBIAN_12, DEBIAN_13, OLD
 from tests.packages.roots import change_root
@@ -23,7 +21,6 @@ def is_served(world: World) -> bool:
         return client.ask("QUIT").code == 221
 
 
-@pytest.mark.xdist_group(DEBIAN_12.codename)
 def test_mail_flows_while_the_release_is_upgraded(
     packages: Path, tmp_path: Path
 ) -> None:
