@@ -7,7 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import conveyances, peers, postfix, report
+from bench import conveyances, peers, postfix, report, tls
 from bench.measure import Bench, progress
 from bench.plan import FULL, QUICK
 from bench.programs import compile_programs
@@ -18,6 +18,7 @@ PARTS = (
     "beside-idle",
     "allowlist",
     "conveyances",
+    "tls",
     "postfix",
 )
 
@@ -82,6 +83,9 @@ def main() -> None:
             results.conveyances = measured.samples
             results.conveyances_memory = measured.memory
             results.notes += measured.notes
+        if "tls" in parts:
+            results.tls, notes = tls.measure(programs, directory, python, plan)
+            results.notes += notes
         reason = postfix.why_not()
         if "postfix" in parts and reason is None:
             results.postfix = postfix.measure(programs, shim, plan)

@@ -30,6 +30,7 @@ class Results:
     postfix: Samples = field(default_factory=dict)
     conveyances: dict[str, Samples] = field(default_factory=dict)
     conveyances_memory: dict[str, Memory] = field(default_factory=dict)
+    tls: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return the results in JSON's types."""
@@ -112,6 +113,20 @@ def print_report(results: Results) -> None:
         )
         if convey in results.conveyances_memory:
             _print_memory(results.conveyances_memory[convey], convey)
+    if results.tls:
+        _print_tls(results.tls)
+
+
+def _print_tls(found: Mapping[str, Mapping[str, float]]) -> None:
+    names = list(next(iter(found.values())))
+    own = names[-1]
+    rows = []
+    for name, by_peer in found.items():
+        cells = [f"{value:.0f}" for value in by_peer.values()]
+        ratios = [f"{by_peer[own] / by_peer[other]:.2f}" for other in names[:-1]]
+        rows.append([name, *cells, *ratios])
+    title = "Sessions inside TLS that a peer ends: handshake, EHLO, QUIT"
+    _print_table(title, ["", *names, *(f"/ {each}" for each in names[:-1])], rows)
 
 
 def _print_cpu(title: str, rounds: Samples) -> None:

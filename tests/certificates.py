@@ -15,6 +15,19 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+# Python 3.13 insists on it.
+_MAY_SIGN = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
 
 class Files(NamedTuple):
     """A certificate and its key, each in a file."""
@@ -44,16 +57,26 @@ class Authority:
         return (
             _begin(self._name, self._name, self._key.public_key(), days=30)
             .add_extension(own, critical=True)
+            .add_extension(_MAY_SIGN, critical=True)
+            .add_extension(self._key_id, critical=False)
             .sign(self._key, hashes.SHA256())
         )
+
+    @property
+    def _key_id(self) -> x509.SubjectKeyIdentifier:
+        return x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
 
     def sign(self, *names: str, days: float = 20, file: str = "") -> Files:
         """Return a certificate for these *names*, the first as its common name."""
         key = ec.generate_private_key(ec.SECP256R1())
         alternatives = x509.SubjectAlternativeName(list(map(x509.DNSName, names)))
+        by = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
+            self._key_id
+        )
         certificate = (
             _begin(_name_of(names[0]), self._name, key.public_key(), days)
             .add_extension(alternatives, critical=False)
+            .add_extension(by, critical=False)
             .sign(self._key, hashes.SHA256())
         )
         stem = file or names[0].replace("*", "any")

@@ -1,10 +1,15 @@
 """The certificates of a listener: what is refused, and in which words."""
 
 import ssl
-import subprocess
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from proxyshim.config import load
 from proxyshim.config.certificates import Certificate
@@ -70,9 +75,11 @@ def swap(files: Files, other: Files) -> None:
 
 
 def encrypt(files: Files, other: Files) -> None:
-    argv = ["openssl", "pkey", "-aes256", "-passout", "pass:x", "-in", str(files.key)]
-    done = subprocess.run(argv, check=True, capture_output=True)
-    files.key.write_bytes(done.stdout)
+    key = load_pem_private_key(files.key.read_bytes(), password=None)
+    octets = key.private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x")
+    )
+    files.key.write_bytes(octets)
 
 
 def empty_key(files: Files, other: Files) -> None:
