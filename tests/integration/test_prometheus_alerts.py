@@ -29,6 +29,11 @@ USED: Final = set(
 )
 INSTANCE: Final = 'instance="mail:9125",job="proxyshim"'
 SCRAPES: Final = 8 * 60  # two hours
+DAY_S: Final = 86_400
+EXPIRY: Final = (
+    "proxyshim_tls_certificate_expiry_timestamp_seconds"
+    '{certificate="mx.pem",listener="mx"}'
+)
 
 # What a healthy host shows that gets nothing but HAProxy's checks.
 CHECKS_ONLY: Final = {
@@ -48,6 +53,7 @@ def shown_by_proxyshim() -> dict[str, str]:
     metrics = Metrics(KNOWN_LABELS)
     metrics.note_allowlist("mx", 2)
     metrics.note_listener("mx", is_open=True)
+    metrics.note_tls("mx", {"mx.pem": 90 * DAY_S})
     registry = CollectorRegistry()
     registry.register(metrics)
     series = {}
@@ -191,6 +197,8 @@ TROUBLE: Final[Mapping[str, tuple[Mapping[str, str], ...]]] = {
     ),
     "ProxyshimSessionsCut": ({sessions("cut"): from_minute_60(1)},),
     "ProxyshimDefect": ({sessions("failed"): from_minute_60(1)},),
+    # promtool's time begins at 0: in minute 65, two weeks are left.
+    "ProxyshimCertificateExpires": ({EXPIRY: f"{14 * DAY_S + 65 * 60}x{SCRAPES}"},),
 }
 # The alerts about a single event; the others have a threshold, because one event is ordinary.
 AT_ONCE: Final = {
@@ -213,6 +221,7 @@ NOT_COUNTED: Final = (
     "ProxyshimListenerClosed",
     "ProxyshimConfigRejected",
     "ProxyshimGreetsLate",
+    "ProxyshimCertificateExpires",
 )
 COUNTED: Final = [case for case in CASES if case.values[0] not in NOT_COUNTED]
 
