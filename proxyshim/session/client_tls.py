@@ -70,7 +70,8 @@ async def shake_hands(shared: Shared, stream: TlsStream, record: SessionRecord) 
     except TimeoutError:
         raise _failed(shared, "timeout", f"not complete in {timeout_s:g} s") from None
     except HandshakeFailed as error:
-        if not stream.has_begun:  # as the checks of load balancers do
+        is_first = shared.listener.settings.tls == "implicit"
+        if is_first and not stream.has_begun:  # as the checks of load balancers do
             raise PeerLeft from None
         raise _failed(shared, error.cause, error.detail) from None
     count = shared.reports.metrics.tls_handshakes

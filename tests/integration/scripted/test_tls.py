@@ -328,6 +328,16 @@ def test_a_peer_that_begins_no_handshake_is_a_probe(tls_rig: OpenTls) -> None:
     assert rig.story()["outcome"] == "probed"
 
 
+def test_a_client_that_leaves_after_the_220_has_failed(tls_rig: OpenTls) -> None:
+    rig = tls_rig()
+    client, mta = rig.pair()
+    client.send(b"STARTTLS\r\n")
+    client.expect(READY)
+    client.close()
+    assert rig.story()["detail"] == "closed: the client closed the connection"
+    assert mta.rest() == b"QUIT\r\n"
+
+
 # The handshake.
 
 
