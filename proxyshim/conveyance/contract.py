@@ -158,13 +158,6 @@ class Conveyance(Protocol):
         """
 
     @property
-    def reports_tls(self) -> bool:
-        """True if ``open`` tells the backend of our TLS with the client (``Identity.tls``).
-
-        After STARTTLS the backend then gets a new connection, even if the old one has no state.
-        """
-
-    @property
     def first_octets_s(self) -> float | None:
         """Not None if it gives the client's socket away, so that we must not read ahead.
 

@@ -54,7 +54,6 @@ class PostfixPass:
 
     needs_names: ClassVar[bool] = False
     leaves_right: ClassVar[bool] = False
-    reports_tls: ClassVar[bool] = False
     needs: ClassVar[frozenset[Need]] = frozenset({Need.UNIX_SOCKET})
 
     @classmethod

@@ -75,11 +75,6 @@ class HeaderConveyance:
             settings.header_ssl_tlv,
         )
 
-    @property
-    def reports_tls(self) -> bool:
-        """True if the header has a TLV for it; see the contract."""
-        return self.version == _V2
-
     def write(
         self,
         source: Endpoint,

@@ -41,7 +41,6 @@ class SourceAddress:
 
     needs_names: ClassVar[bool] = False
     leaves_right: ClassVar[bool] = False
-    reports_tls: ClassVar[bool] = False
     first_octets_s: ClassVar[float | None] = None
     needs: ClassVar[frozenset[Need]] = frozenset({Need.ANY_SOURCE})
 

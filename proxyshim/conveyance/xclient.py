@@ -53,7 +53,6 @@ class Xclient:
 
     needs_names = True
     leaves_right = True
-    reports_tls = False
     first_octets_s: float | None = None
     needs: frozenset[Need] = frozenset()
 

@@ -311,7 +311,9 @@ class Session:
         self._client.send(replies.READY_FOR_TLS)
         self._client.flush()
         identity = await self._shake_hands(identity, b"")
-        if guard.tls.left_state or self._shared.conveyance.reports_tls:
+        # A server that takes XCLIENT also takes a second EHLO, which resets it; others may refuse
+        # that, and a PROXY header has to report TLS.
+        if guard.tls.left_state or not self._shared.conveyance.leaves_right:
             return await self._begin_again(identity, guard)
         guard.begin_tls()
         relay = self._make_relay(backend, guard)

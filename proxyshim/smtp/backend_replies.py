@@ -89,8 +89,8 @@ class BackendReader:
         if dialogue.mode is _UNPROVEN and not self._accept_proof(kind, reply):
             return
         dialogue.note_reply(kind, reply.code)
-        if dialogue.tls is not None and dialogue.tls.must_greet:
-            self._note_greeting_inside(kind, reply)
+        if dialogue.tls is not None and reply.positive and kind in _GREETS:
+            dialogue.tls.note_greeted()
         if reply.code == 421:
             dialogue.farewell = read_farewell(reply, client_has_spoken=True)
         if dialogue.mode is _STRICT and (kind is Kind.UNKNOWN or dialogue.in_doubt):
@@ -125,14 +125,6 @@ class BackendReader:
         if reply.positive:
             dialogue.mode = self._strict.first_mode
         return True
-
-    def _note_greeting_inside(self, kind: Kind, reply: Reply) -> None:
-        """Let all commands pass once the backend has taken the client's greeting inside TLS."""
-        dialogue = self._dialogue
-        assert dialogue.tls is not None
-        if reply.positive and (kind is _EHLO or kind is Kind.HELO):
-            dialogue.tls.note_greeted()
-            dialogue.mode = self._strict.first_mode
 
     def _read_offer(self, reply: Reply) -> None:
         """Deliver the reply to the client's own EHLO, and let it decide the mode."""
@@ -240,6 +232,8 @@ class BackendReader:
 # Each of these codes changes how the backend reads what follows, and has one command that it
 # can answer.
 _ONLY_AFTER: Final = {220: Kind.STARTTLS, 334: Kind.AUTH, 354: Kind.DATA}
+
+_GREETS: Final = (Kind.EHLO, Kind.HELO)
 
 # Rights of our own address, which the client must not use.  XFORWARD forges the client in the
 # backend's log and in what its filters see.

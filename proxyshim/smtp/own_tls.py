@@ -5,9 +5,9 @@ is never forwarded.  What arrives in the clear after it ends the session, so tha
 commands into the client's session inside TLS (CVE-2011-0411 is the famous case).
 
 After the handshake nothing said before may count (RFC 3207, 4.2).  The caller opens a new
-connection to the MTA if anything was forwarded before that an EHLO does not undo (``left_state``).
-Otherwise the MTA's connection stays, and until it has answered an EHLO or HELO, only commands pass
-that need none.
+connection to the MTA if anything was forwarded before that an EHLO does not undo (``left_state``),
+or if the MTA may refuse a second EHLO, as OpenSMTPD does.  Otherwise the MTA's connection stays,
+and until it has answered an EHLO or HELO, only commands pass that need none.
 
 Source: RFC 3207 (STARTTLS), RFC 4954, 4 (AUTH), RFC 8689 (REQUIRETLS: we cannot promise it).
 """

@@ -495,7 +495,6 @@ class NoConveyance:
 
     needs_names = False
     leaves_right = False
-    reports_tls = False
     needs: frozenset[Need] = frozenset()
 
     def __init__(self, *, works: bool) -> None:

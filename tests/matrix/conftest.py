@@ -18,7 +18,15 @@ from tests.integration.lab.haproxy import HAProxy, Listen
 from tests.integration.lab.needs import need_root
 from tests.integration.lab.netns import Host, hosts
 from tests.integration.lab.shim import Listener, Shim
-from tests.matrix.server import FRIEND, FRIEND6, HOST_NAME, SOURCE, Home, Kind, Server
+from tests.matrix.server import (
+    FRIEND,
+    FRIEND6,
+    HOST_NAME,
+    SOURCE,
+    Home,
+    Kind,
+    Server,
+)
 
 CLIENT, CLIENT6 = "198.51.100.11", "2001:db8:51::11"
 PROXY, PROXY6 = "203.0.113.10", "2001:db8:cb::10"
@@ -26,6 +34,7 @@ FORGOTTEN, FORGOTTEN6 = "203.0.113.99", "2001:db8:cb::99"
 MAIL, MAIL6 = "192.0.2.25", "2001:db8:2::25"
 # The first of proxyshim's ports, and of HAProxy's for each version of its header.
 DIRECT = 4000
+DIRECT_TLS = 4050
 HEADER = {"v1": 4100, "v2": 4200}
 ROOT = Path(proxyshim.__file__).parent.parent
 
@@ -44,8 +53,13 @@ class Site:
     haproxy: HAProxy
 
     def address(self, convey: str, way: str, client: str) -> tuple[str, int]:
-        """Return where *client* connects to for the conveyance, that *way*."""
+        """Return where *client* connects to for the conveyance, that *way*.
+
+        The way "tls" is direct, and TLS ends in proxyshim.
+        """
         number = list(self.kind.conveyances).index(convey)
+        if way == "tls":
+            return (MAIL6 if ":" in client else MAIL, DIRECT_TLS + number)
         if way == "direct":
             return (MAIL6 if ":" in client else MAIL, DIRECT + number)
         return (PROXY6 if ":" in client else PROXY, HEADER[way] + number)
@@ -86,6 +100,18 @@ def table(
     own = kind.settings.get(convey, {})
     settings: dict[str, object] = {"convey": convey, "backend": backend, **own}
     return Listener(name, [f"{MAIL}:{port}", f"[{MAIL6}]:{port}"], "", settings)
+
+
+def inside_tls(plain: Listener, port: int, certificate: Path) -> Listener:
+    """Return the same listener on another port, with TLS that ends in proxyshim."""
+    files = {"certificate": str(certificate), "key": str(certificate)}
+    own = {"tls": "starttls", "certificates": [files]}
+    return Listener(
+        f"{plain.name}-tls",
+        [f"{MAIL}:{port}", f"[{MAIL6}]:{port}"],
+        "",
+        {**plain.settings, **own},
+    )
 
 
 @pytest.fixture(scope="session")
@@ -140,6 +166,10 @@ class Sites:
         tables = [
             table(convey, DIRECT + number, convey, server.backends[convey], kind)
             for number, convey in enumerate(kind.conveyances)
+        ]
+        tables += [
+            inside_tls(each, DIRECT_TLS + number, certificate)
+            for number, each in enumerate(tables)
         ]
         routes = write_config(directory, "routes", tables)
         done = proxyshim_on(made["mail"], "routes", "--set", "-c", str(routes))

@@ -64,12 +64,25 @@ def test_the_server_sees_the_client(
     site: Site, kind: Kind, convey: str, way: str, client: str
 ) -> None:
     """Its log and its header show the client's address; it relays for no stranger."""
+    send_as(site, kind, convey, way, client)
+
+
+@pytest.mark.parametrize("client", [CLIENT, CLIENT6])
+@pytest.mark.parametrize(("kind", "convey"), CELLS)
+def test_the_server_sees_the_client_where_tls_ends_in_proxyshim(
+    site: Site, kind: Kind, convey: str, client: str
+) -> None:
+    """Also servers without TLS, and those whose own STARTTLS is replaced."""
+    send_as(site, kind, convey, "tls", client)
+
+
+def send_as(site: Site, kind: Kind, convey: str, way: str, client: str) -> None:
     log = site.server.log_of(convey)
     mark = log.mark()
     message_id = f"{uuid.uuid4()}@client.example"
     with LabSmtp(site.client, site.address(convey, way, client), client) as smtp:
         port = smtp.local_port
-        if convey not in kind.without_tls:
+        if way == "tls" or convey not in kind.without_tls:
             smtp.starttls(context=any_certificate())
         site.server.log_in(smtp)
         smtp.ehlo("client.example")

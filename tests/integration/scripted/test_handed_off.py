@@ -30,7 +30,6 @@ class HandOff:
 
     needs_names = False
     leaves_right = False
-    reports_tls = False
     first_octets_s: float | None = None
     needs: frozenset[Need] = frozenset()
 
