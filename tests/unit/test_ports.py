@@ -5,6 +5,7 @@ import errno
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -118,6 +119,11 @@ def test_http_leaves_connections_in_the_queue_while_it_pauses(
     with listening.connect_client() as client:
         get(client)
     server.pause()
+    assert server._worker is not None
+    until = time.monotonic() + LIMIT_S
+    while server._worker._watched:  # the thread has not noticed it yet
+        assert time.monotonic() < until
+        time.sleep(0.001)
     with listening.connect_client() as client:
         client.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
         client.settimeout(0.2)
