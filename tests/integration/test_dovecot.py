@@ -32,6 +32,7 @@ from tests.integration.lab.site import (
 
 # Ports of proxyshim: with default settings, with allow_plaintext_auth, and with its own TLS.
 DEFAULT, WITH_AUTH, WITH_TLS = 587, 588, 589
+WITH_BOTH = 590
 DOVECOT = ("127.0.0.1", 10587)
 
 SPOOFED = "198.51.100.1"
@@ -57,13 +58,15 @@ def dovecot(site: Site) -> Iterator[Dovecot]:
 @pytest.fixture(scope="module")
 def shim(site: Site, dovecot: Dovecot) -> Iterator[Shim]:
     backend = f"{DOVECOT[0]}:{DOVECOT[1]}"
-    with_auth = {"allow_plaintext_auth": True}
+    with_auth: dict[str, object] = {"allow_plaintext_auth": True}
     pem = str(site.certificate)
-    with_tls = {"tls": "starttls", "certificates": [{"certificate": pem, "key": pem}]}
+    files = {"certificate": pem, "key": pem}
+    with_tls: dict[str, object] = {"tls": "starttls", "certificates": [files]}
     listeners = [
         Listener("default", both(DEFAULT), backend),
         Listener("with-auth", both(WITH_AUTH), backend, with_auth),
         Listener("with-tls", both(WITH_TLS), backend, with_tls),
+        Listener("with-both", both(WITH_BOTH), backend, with_tls | with_auth),
     ]
     place = site.directory / "shim-dovecot"
     running = Shim(site.mail, place, listeners, haproxy_hosts=[PROXY, PROXY6])
@@ -337,6 +340,24 @@ def test_login_works_inside_our_tls_and_not_before(
     dovecot.lines.wait_for(re.escape(login), since=mark)
     stored = site.postfix.stored(queue_id_of(str(done)))
     assert f"from c.example ([{client}])" in stored
+
+
+@pytest.mark.usefixtures("shim")
+def test_a_login_from_before_tls_does_not_count_inside(
+    site: Site, dovecot: Dovecot
+) -> None:
+    """RFC 3207, 4.2.  On the same connection it would outlive an EHLO."""
+    secret = base64.b64encode(f"\0{USER}\0{PASSWORD}".encode()).decode()
+    with Conversation.open(site.client, (MAIL, WITH_BOTH), CLIENT) as plain:
+        plain.reply()
+        assert plain.ask("EHLO c.example").code == 250
+        assert plain.ask(f"AUTH PLAIN {secret}").code == 235
+        assert plain.ask("MAIL FROM:<a@client.example>").code == 250
+        assert plain.ask("STARTTLS").code == 220
+        with plain.start_tls() as talk:
+            assert talk.ask("EHLO c.example").code == 250
+            assert talk.ask("MAIL FROM:<a@client.example>").code == 530
+            assert talk.ask(f"AUTH PLAIN {secret}").code == 235
 
 
 @pytest.mark.usefixtures("shim")

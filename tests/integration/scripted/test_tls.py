@@ -3,6 +3,7 @@
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,16 @@ from proxyshim.proxy_header.tlv import SSL, SslInfo, first, read_ssl
 from tests.certificates import Authority
 from tests.integration.scripted.conftest import OpenRig
 from tests.integration.scripted.headers import LOCAL_CHECK, v1
-from tests.integration.scripted.mta import EXTENSIONS, GREETING, Mta
-from tests.integration.scripted.shim import LISTED, STRANGER, Rig
+from tests.integration.scripted.mta import EXTENSIONS, GREETING, Backend, Mta
+from tests.integration.scripted.process import Process
+from tests.integration.scripted.shim import (
+    LISTED,
+    SETTINGS,
+    STRANGER,
+    Rig,
+    connect,
+    write_config,
+)
 from tests.integration.scripted.test_header_conveyance import (
     refuse_second,
     stand_test,
@@ -349,6 +358,40 @@ def test_a_slow_handshake_ends_at_its_limit(tls_rig: OpenTls) -> None:
     assert rig.story()["detail"] == "timeout: not complete in 0.2 s"
     results = rig.shim.server.metrics.tls_handshakes
     assert results["mx", "timeout"] == 1
+
+
+def test_a_thousand_handshakes_that_never_finish_cost_no_more_than_their_limit(
+    ca: Authority, tmp_path: Path
+) -> None:
+    """Meanwhile others are served, and afterwards nothing is left of them."""
+    number, octets_each = 1_000, 100_000
+    (tmp_path / "haproxy_hosts").write_text("")
+    with ExitStack() as cleanup:
+        backend = Backend()
+        cleanup.callback(backend.close)
+        listener: dict[str, object] = {
+            **SETTINGS,
+            "name": "mx",
+            "bind": "127.0.0.1:0",
+            "backend": backend.name,
+            "tls": "implicit",
+            "certificates": [ca.sign(NAME).as_setting()],
+            "tls_timeout_s": 3.0,
+        }
+        extra = '[log]\nlevel = "debug"\n'
+        config = write_config(tmp_path, [listener], extra)
+        shim = cleanup.enter_context(Process(config))
+        before = shim.forget_peak_memory()
+        slow = [cleanup.enter_context(connect(shim.address)) for _ in range(number)]
+        for each in slow:
+            each.send(b"\x16\x03\x01\x02\x00\x01\x00")  # the start of a ClientHello
+        inside = secure(cleanup.enter_context(connect(shim.address)), ca)
+        cleanup.enter_context(backend.accept()).introduce()
+        inside.expect(GREETING)
+        shim.wait_event("session_closed", number=number, reason="tls_handshake_failed")
+        assert shim.peak_memory() - before < number * octets_each
+        for each in slow:
+            assert each.end() == b""
 
 
 def test_the_name_chooses_the_certificate(tls_rig: OpenTls, ca: Authority) -> None:
