@@ -66,6 +66,8 @@ class BackendReader:
     def decide_state(self, kind: Kind, code: int) -> None:
         """Decide what the client's next bytes are, now that the awaited reply is here."""
         dialogue = self._dialogue
+        if dialogue.end_reason is Reason.REPLY_OUT_OF_PLACE:
+            return  # we have lost track of what the backend reads
         if code == 354:
             dialogue.begin_content()
         elif code == 334:

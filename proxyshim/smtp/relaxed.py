@@ -110,6 +110,7 @@ class RelaxedReader:
         dialogue = self._dialogue
         if dialogue.tls is not None and not dialogue.tls.is_inside:
             self.kept_copy, self.line_start = None, b""
+            dialogue.state = State.UNDECIDED  # for good: a QUIT of ours may be content
             dialogue.end(Reason.REPLY_OUT_OF_PLACE, replies.OUT_OF_STEP)
             return
         dialogue.mode = Mode.OPAQUE

@@ -180,3 +180,17 @@ def test_junk_after_starttls_ends_the_session_in_every_split(
             assert network.at_client.endswith(
                 b"421 4.7.0 Data after STARTTLS, closing\r\n"
             )
+
+
+@pytest.mark.parametrize("before", [b"", b"NOOP\r\n"])
+def test_where_track_is_lost_before_tls_no_quit_of_ours_becomes_content(
+    before: bytes,
+) -> None:
+    """Only the server knows how long the payload of such a BDAT is."""
+    network = Network(KINDS[0], Rules(tls=own_tls(is_inside=False)))
+    network.send(b"EHLO c\r\n")
+    network.deliver_all()
+    network.send(before + b"BDAT 0x6 LAST\r\n")
+    network.deliver_all()
+    assert network.guard.end_reason is Reason.REPLY_OUT_OF_PLACE
+    assert not network.guard.can_quit
